@@ -1,0 +1,53 @@
+"""The arithmetic of decoupled cross-attention: small pure functions, no module, no state.
+
+`Z = Attn(Q, K_text, V_text) + scale * Attn(Q, K_image, V_image)` (arXiv 2308.06721, equation 5).
+"""
+
+import math
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+
+def split_heads(x: Float[Tensor, "batch length width"], num_heads: int) -> Float[Tensor, "batch heads length head"]:
+    """Cut the last axis into heads and bring them before the length."""
+    batch, length, width = x.shape
+    return x.view(batch, length, num_heads, width // num_heads).transpose(1, 2)
+
+
+def merge_heads(x: Float[Tensor, "batch heads length head"]) -> Float[Tensor, "batch length width"]:
+    """Inverse of `split_heads`."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def image_attention(
+    query: Float[Tensor, "batch heads length head"],
+    keys: Float[Tensor, "batch heads tokens head"],
+    values: Float[Tensor, "batch heads tokens head"],
+    *,
+    token_mask: Bool[Tensor, "batch 1 1 tokens"] | None = None,
+    weight: Float[Tensor, "batch 1 #length 1"] | None = None,
+) -> Float[Tensor, "batch heads length head"]:
+    """One image branch: attention over the image's tokens alone, times its weight where that is not in the values."""
+    attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=token_mask)
+    return attended if weight is None else attended * weight
+
+
+def level_size(size: tuple[int, int], num_queries: int) -> tuple[int, int] | None:
+    """Height and width of the feature map that has `num_queries` cells, given the latent's height and width.
+
+    A UNet halves by strided convolutions, which round up: 65 becomes 33. None if no level has that many cells.
+    """
+    height, width = size
+    while height * width > num_queries and height * width > 1:
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+    return (height, width) if height * width == num_queries else None
+
+
+def region_weight(
+    region: Float[Tensor, "batch height width"], size: tuple[int, int]
+) -> Float[Tensor, "batch 1 length 1"]:
+    """A mask averaged over the cells of a feature map, as a factor for every query of that map."""
+    cells = functional.adaptive_avg_pool2d(region[:, None], size)
+    return cells.flatten(2).unsqueeze(-1)

@@ -1,0 +1,40 @@
+"""Where in its run a denoiser is: timesteps to progress, as tensors, so that nothing waits for the device."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from imprompt.adapter.conditioning import NUM_PROGRESS
+from imprompt.core.errors import ConditioningError
+
+
+def run_timesteps(pipe: Any) -> Tensor:
+    """The timesteps of a pipeline's present run, in order, one for each call of the denoiser's loop.
+
+    Image-to-image starts late, so it runs the last of the scheduler's timesteps; SDXL's `denoising_end` stops early, so
+    it runs the first. `num_timesteps` tells how many.
+
+    Raises:
+        ConditioningError: there is no run to speak of.
+    """
+    timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+    if timesteps is None:
+        raise ConditioningError(
+            "a prompt with start or end needs to know the run's timesteps, but there is no pipeline with a scheduler; "
+            "attach to the pipeline instead of its UNet"
+        )
+    count = getattr(pipe, "_num_timesteps", None) or len(timesteps)
+    ends_early = getattr(pipe, "denoising_end", None) and not getattr(pipe, "denoising_start", None)
+    return timesteps[:count] if ends_early else timesteps[len(timesteps) - count :]
+
+
+def progress_bins(timesteps: Float[Tensor, " steps"] | Int[Tensor, " steps"], timestep: Tensor) -> Int[Tensor, " n"]:
+    """For one timestep, or one a row, the position in a scale table of `NUM_PROGRESS` entries.
+
+    Progress is `step / number of steps`, so it begins at 0 and ends short of 1.
+    """
+    wanted = timestep.to(timesteps.device).reshape(-1, 1)
+    step = (timesteps[None].double() - wanted).abs().argmin(dim=1)
+    return torch.round(step * ((NUM_PROGRESS - 1) / len(timesteps))).long()

@@ -1,0 +1,63 @@
+"""How a pipeline lays out one batch: which rows of the denoiser's call are negative, which positive."""
+
+from typing import Any, Literal
+
+from imprompt.core.errors import ConditioningError
+
+Part = Literal["negative", "positive"]
+
+# The layouts of diffusers' UNet pipelines. PAG repeats the positive rows for its perturbed pass (pag_utils.py);
+# InstructPix2Pix asks with text and picture, with the picture alone, and with neither.
+LAYOUTS: dict[str, tuple[Part, ...]] = {
+    "none": ("positive",),
+    "cfg": ("negative", "positive"),
+    "pag": ("positive", "positive"),
+    "cfg+pag": ("negative", "positive", "positive"),
+    "pix2pix": ("positive", "negative", "negative"),
+}
+
+
+def layout_of(pipe: Any) -> str:
+    """The layout of the run that a pipeline is in the middle of.
+
+    Raises:
+        ConditioningError: the pipeline does not tell whether it uses classifier-free guidance.
+    """
+    guided = getattr(pipe, "do_classifier_free_guidance", None)
+    if guided is None:
+        raise ConditioningError(
+            f"{type(pipe).__name__} does not tell whether it uses classifier-free guidance (expected a property "
+            f"'do_classifier_free_guidance'); pass guidance= one of {', '.join(LAYOUTS)} to attach"
+        )
+    if "InstructPix2Pix" in type(pipe).__name__:
+        return "pix2pix" if guided else "none"
+    perturbed = getattr(pipe, "do_perturbed_attention_guidance", False)
+    return {(False, False): "none", (True, False): "cfg", (False, True): "pag", (True, True): "cfg+pag"}[
+        bool(guided), bool(perturbed)
+    ]
+
+
+def bank_rows(layout: str, *, rows: int, batch: int) -> tuple[int, ...]:
+    """For every row of the denoiser's batch, the row of the bank that conditions it.
+
+    The bank holds the positive rows first and the negative ones after them. Each conditioning row serves
+    `batch / parts / rows` neighbours, as `num_images_per_prompt` repeats prompts; a single row serves them all.
+
+    Args:
+        layout: a key of `LAYOUTS`.
+        rows: conditioning rows.
+        batch: rows of the denoiser's call.
+
+    Raises:
+        ConditioningError: the numbers do not fit together.
+    """
+    parts = LAYOUTS[layout]
+    each, rest = divmod(batch, len(parts))
+    if rest or each % rows:
+        raise ConditioningError(
+            f"the denoiser was called with a batch of {batch}; guidance '{layout}' makes it {len(parts)} part(s), each "
+            f"of which must be a multiple of the {rows} row(s) of image prompts. Set one row for every text prompt, or "
+            "one for all"
+        )
+    offset = {"positive": 0, "negative": rows}
+    return tuple(offset[part] + row for part in parts for row in range(rows) for _ in range(each // rows))
