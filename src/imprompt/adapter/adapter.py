@@ -1,5 +1,6 @@
 """The adapter: a projector and, for every site, a pair of key and value projections. It knows no pipeline."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,14 @@ class SiteProjection(nn.Module):
 
 
 class Adapter(nn.Module):
-    """An image prompt adapter. Its `state_dict` has the keys of the published files."""
+    """An image prompt adapter. Its `state_dict` has the keys of the published files.
+
+    Attributes:
+        spec: what it is.
+        source: the file it was loaded from, if it was.
+    """
+
+    source: Path | None = None
 
     def __init__(self, spec: AdapterSpec) -> None:
         super().__init__()

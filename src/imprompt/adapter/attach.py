@@ -2,10 +2,11 @@
 
 import itertools
 import logging
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from imprompt.adapter.taps import Frame, FusedProcessor, SiteTap, is_stock
 from imprompt.core.errors import ConditioningError, HostMismatch
 
 logger = logging.getLogger(__name__)
+
+# Not `Self`: beartype, which checks annotations in tests, knows that only inside classes that it decorates itself.
+Bond = TypeVar("Bond", bound="Attachment")
 
 _live: weakref.WeakValueDictionary[int, "Attachment"] = weakref.WeakValueDictionary()
 _handles = itertools.count()
@@ -87,7 +91,7 @@ class Attachment:
         self._frame, self._banks, self._bound = Frame(), (), None
         self._forget_compiled()
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Bond) -> Bond:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,12 +124,10 @@ class Attachment:
         self._forget_compiled()
 
     def _forget_compiled(self) -> None:
-        # A graph that was compiled before the hooks changed does not look at hooks again.
-        if self.host._compiled_call_impl is not None or self._is_wrapped():
+        # A graph that was compiled before the hooks changed does not look at hooks again, and a host cannot tell who
+        # compiled it. Without anything compiled this costs nothing.
+        if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
-
-    def _is_wrapped(self) -> bool:
-        return self.pipe is not None and getattr(self.pipe.unet, "_orig_mod", None) is self.host
 
     def _bank(self, branch: Any) -> Bank:
         if not 0 <= branch.adapter < len(self.adapters):
@@ -268,8 +270,9 @@ def _on_device(adapter: Adapter, device: torch.device, offload: bool) -> Iterato
 
 
 def _floating_dtype(host: nn.Module) -> torch.dtype:
+    floating = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     dtypes = (parameter.dtype for parameter in host.parameters())
-    return next((dtype for dtype in dtypes if dtype in (torch.float32, torch.float16, torch.bfloat16)), torch.float32)
+    return next((dtype for dtype in dtypes if dtype in floating), torch.float32)
 
 
 def _pipe_and_host(target: Any) -> tuple[Any, nn.Module]:

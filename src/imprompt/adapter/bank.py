@@ -22,8 +22,8 @@ class Bank:
     graph. A scheduled scale stays a table.
     """
 
-    keys: list[Float[Tensor, "bank heads tokens head"]]
-    values: list[Float[Tensor, "bank heads tokens head"]]
+    keys: list[Float[Tensor, "bank _heads tokens _head"]]
+    values: list[Float[Tensor, "bank _heads tokens _head"]]
     token_mask: Bool[Tensor, "bank 1 1 tokens"] | None
     region: Float[Tensor, "bank height width"] | None
     schedule: Float[Tensor, "steps sites rows"] | None
@@ -45,8 +45,8 @@ class Bank:
 class BoundBranch:
     """One branch with its rows in the order of the denoiser's batch."""
 
-    keys: list[Float[Tensor, "batch heads tokens head"]]
-    values: list[Float[Tensor, "batch heads tokens head"]]
+    keys: list[Float[Tensor, "batch _heads tokens _head"]]
+    values: list[Float[Tensor, "batch _heads tokens _head"]]
     token_mask: Bool[Tensor, "batch 1 1 tokens"] | None
     region: Float[Tensor, "batch height width"] | None
     schedule: Float[Tensor, "sites batch"] | None

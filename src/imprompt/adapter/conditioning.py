@@ -26,8 +26,8 @@ class Branch:
         adapter: position of the adapter it belongs to among those attached.
     """
 
-    tokens: Float[Tensor, "rows tokens width"]
-    null_tokens: Float[Tensor, "rows tokens width"] | None
+    tokens: Float[Tensor, "rows tokens token_width"]
+    null_tokens: Float[Tensor, "rows tokens token_width"] | None
     scale: Float[Tensor, "steps sites rows"]
     region: Float[Tensor, "rows height width"] | None = None
     token_mask: Bool[Tensor, "rows tokens"] | None = None

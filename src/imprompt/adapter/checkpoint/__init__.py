@@ -51,6 +51,7 @@ def load_adapter(
         adapter = Adapter(spec)
     _check_tensors(path, {key: tuple(value.shape) for key, value in adapter.state_dict().items()}, tensors)
     adapter.load_state_dict({key: value.to(dtype or value.dtype) for key, value in tensors.items()}, assign=True)
+    adapter.source = path
     return adapter.eval().requires_grad_(False)
 
 
