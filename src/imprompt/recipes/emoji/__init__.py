@@ -1,0 +1,1 @@
+"""The embedded model from nothing: data, CLIP pair, autoencoder, denoiser, adapters, bundle."""

@@ -1,0 +1,177 @@
+"""Stage 4: image prompt adapters, trained the way the paper trains them.
+
+The denoiser is frozen; keys and values start as copies of the text's. The reference is the picture itself, its features
+are computed once, and image, text and both are dropped five times in a hundred each.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor
+
+from imprompt.adapter.adapter import Adapter, new_adapter
+from imprompt.adapter.attach import attach
+from imprompt.adapter.checkpoint import save_adapter
+from imprompt.adapter.conditioning import Branch, Conditioning
+from imprompt.adapter.spec import FeatureSpec, LinearSpec, ResamplerSpec
+from imprompt.emoji.bundle import ADAPTER_FILES
+from imprompt.recipes.emoji import dataset
+from imprompt.recipes.emoji.augment import normalise
+from imprompt.recipes.emoji.clip import WIDTH
+from imprompt.recipes.emoji.examples import DiffusionExamples
+from imprompt.recipes.emoji.grid import save_grid
+from imprompt.recipes.emoji.latents import VisionFeatures, view, vision_features
+from imprompt.recipes.emoji.paths import models_folder, stage_folder
+from imprompt.recipes.emoji.pipeline import build_pipeline, draw
+from imprompt.training.checkpointing import load_averaged_weights
+from imprompt.training.dropout import ConditionDropout
+from imprompt.training.loop import LoopConfig, train
+from imprompt.training.order import generator_at
+
+Kind = Literal["global", "plus"]
+
+ENCODER = "imprompt emoji CLIP ViT-64/8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Of one adapter stage.
+
+    Attributes:
+        kind: `global` makes 4 tokens of the pooled embedding, `plus` 16 of all patch tokens.
+        loop: Length and pace.
+        dropout: How often image, text and both are dropped.
+        styled_captions: Fraction of captions that name the style; in the others only the image tells it.
+        initial_weights: Adapter checkpoint to start from where the run has none yet.
+        everything: Train on all emoji, not only on the things.
+    """
+
+    kind: Kind
+    loop: LoopConfig
+    dropout: ConditionDropout = field(default_factory=ConditionDropout)
+    styled_captions: float = 0.3
+    initial_weights: Path | None = None
+    everything: bool = False
+
+
+def default_config(kind: Kind) -> AdapterConfig:
+    """The published recipe."""
+    loop = LoopConfig(
+        folder=stage_folder(f"adapter-{kind}"),
+        num_steps=3000,
+        batch_size=32,
+        learning_rate=1e-4,
+        warmup_steps=100,
+        ema_decay=0.998,
+        checkpoint_every=250,
+        preview_every=1000,
+    )
+    return AdapterConfig(kind=kind, loop=loop)
+
+
+def build(kind: Kind, unet: UNet2DConditionModel) -> Adapter:
+    """An untrained adapter for the denoiser."""
+    if kind == "global":
+        return new_adapter(
+            unet,
+            LinearSpec(feature_width=WIDTH, num_tokens=4, width=WIDTH),
+            FeatureSpec(layer="image_embeds", width=WIDTH, encoder=ENCODER),
+            null_image="zero_features",
+            name="ip-adapter_emoji",
+        )
+    projector = ResamplerSpec(
+        feature_width=WIDTH, inner_width=96, depth=2, num_heads=4, head_width=24, num_tokens=16, width=WIDTH
+    )
+    features = FeatureSpec(layer="hidden_states", index=-2, width=WIDTH, encoder=ENCODER)
+    return new_adapter(unet, projector, features, null_image="zero_pixels", name="ip-adapter-plus_emoji")
+
+
+class AdapterTask:
+    """Noisy latents, captions and reference features; see `imprompt.training.loop.Task`."""
+
+    def __init__(
+        self, model: Adapter, unet: UNet2DConditionModel, pictures: dataset.EmojiPictures, config: AdapterConfig
+    ) -> None:
+        """Attach the adapter to the frozen denoiser; load, or compute once, everything that does not change."""
+        self.model = model
+        self.config = config
+        self.unet = unet.requires_grad_(False).eval()
+        self.pictures = pictures
+        self.examples = DiffusionExamples(pictures)
+        self.num_examples = len(self.examples)
+        self.features = vision_features(models_folder() / "image_encoder", pictures, model.spec.features)
+        self._attachment = attach(unet, model)
+
+    def loss(
+        self, indices: Int[Tensor, " batch"], generator: torch.Generator
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Weighted error of the velocity, under an image prompt and a caption either of which may be dropped."""
+        batch = self.examples.noisy_batch(indices, generator)
+        no_image, no_text = self.config.dropout.draw(len(indices), generator)
+        states = self.examples.caption_states(
+            batch.members, no_text, generator, styled_probability=self.config.styled_captions
+        )
+        self._condition(self.features.rows(batch.views & 1, batch.members, no_image))
+        return batch.loss(self.unet(batch.noisy, batch.timesteps, states).sample)
+
+    def _condition(self, features: Float[Tensor, "batch *length width"]) -> None:
+        tokens = self.model.project(features)
+        scale = torch.ones(1, len(self._attachment.sites), len(tokens))
+        branch = Branch(tokens=tokens, null_tokens=None, scale=scale)
+        self._attachment.set(Conditioning(branches=(branch,), rows=len(tokens)))
+
+    def preview(self, step: int) -> None:
+        """Held-out references, and what the image alone makes of each."""
+        held_out = torch.from_numpy(self.pictures.split("held_out_subject", "held_out_pair"))
+        members = held_out[torch.randperm(len(held_out), generator=generator_at(0, "preview"))[:24]]
+        self._attachment.detach()
+        made = draw_from_references(self.model, self.unet, self.features, members)
+        self._attachment = attach(self.unet, self.model)
+        references = normalise(view(self.pictures, 0)[members])
+        halves = [part for pair in zip(references.split(8), made.split(8), strict=True) for part in pair]
+        save_grid(halves, self.config.loop.folder / "previews" / f"step-{step:06d}.png")
+
+
+@torch.no_grad()
+def draw_from_references(
+    adapter: Adapter, unet: UNet2DConditionModel, features: VisionFeatures, members: Int[Tensor, " rows"]
+) -> Float[Tensor, "rows 3 height width"]:
+    """One picture for each reference, from the image alone."""
+    rows = torch.zeros_like(members)
+    tokens = adapter.project(features.rows(rows, members, torch.zeros(len(members), dtype=torch.bool)))
+    null = adapter.project(features.rows(rows, members, torch.ones(len(members), dtype=torch.bool)))
+    pipeline = build_pipeline(models_folder(), unet)
+    with attach(pipeline, adapter) as images:
+        scale = torch.ones(1, len(images.sites), len(members))
+        branch = Branch(tokens=tokens, null_tokens=null, scale=scale)
+        images.set(Conditioning(branches=(branch,), rows=len(members)))
+        return draw(pipeline, [""] * len(members))
+
+
+def run(config: AdapterConfig) -> Path:
+    """Train one adapter on the denoiser that the third stage has handed on so far.
+
+    Returns:
+        The adapter's file, in the published key layout.
+    """
+    torch.manual_seed(config.loop.seed)
+    pictures = dataset.load(everything=config.everything)
+    unet = UNet2DConditionModel.from_pretrained(models_folder() / "unet")
+    adapter = build(config.kind, unet)
+    if config.initial_weights is not None:
+        adapter.load_state_dict(load_file(config.initial_weights))
+    train(AdapterTask(adapter, unet, pictures, config), config.loop)
+    return export(adapter, config)
+
+
+def export(adapter: Adapter, config: AdapterConfig) -> Path:
+    """Write the newest checkpoint's averaged weights as a published adapter would be."""
+    weights = load_averaged_weights(config.loop.folder)
+    if weights is not None:
+        adapter.load_state_dict(weights)
+    return save_adapter(adapter, models_folder() / "adapters" / ADAPTER_FILES[config.kind])

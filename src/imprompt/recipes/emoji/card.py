@@ -1,0 +1,92 @@
+"""The texts that travel with the bundle: a model card, and the attribution that the drawings' licences ask for."""
+
+from imprompt.emoji.styles import STYLES
+
+_CARD = """---
+license: cc-by-4.0
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [image-prompt, ip-adapter, emoji]
+---
+
+# imprompt emoji
+
+A text-to-image model in Stable Diffusion's shape, small enough to travel inside a package, with two image prompt
+adapters. It draws things (animals, food, places, activities, objects) as 64 x 64 pictures in eight emoji styles.
+
+| part | class | what it is |
+|---|---|---|
+| `text_encoder`, `tokenizer` | `CLIPTextModel`, `CLIPTokenizer` | 3 layers of width 192, 24 tokens, 2,048 BPE entries |
+| `image_encoder` | `CLIPVisionModelWithProjection` | 4 layers of width 192, 64 pixels, patches of 8 |
+| `vae` | `AutoencoderTiny` | 64 x 64 x 3 to 8 x 8 x 8 |
+| `unet` | `UNet2DConditionModel` | channels 96 and 192, cross-attention at both levels, seven sites |
+| `adapters/ip-adapter_emoji.safetensors` | | 4 tokens of the pooled embedding |
+| `adapters/ip-adapter-plus_emoji.safetensors` | | 16 tokens of the patches of the penultimate layer |
+
+Captions read "red apple, noto style emoji"; the words for the styles are {words}.
+
+## Data
+
+Drawings of 861 Unicode emoji by the teams below, rendered at 64 pixels on white; names and search words from CLDR by
+way of emojibase (MIT). Five subjects in a hundred are held out in every style, and one in ten of the other (subject,
+style) pairs; no part of this model saw them. `references/` holds some of the former.
+
+{table}
+
+## Recipe
+
+`imprompt emoji data`, then `imprompt emoji train clip | autoencoder | unet | adapter-global | adapter-plus`, then
+`imprompt emoji bundle`. The vision tower is trained against captions and distilled from EfficientNet-Lite0 (ImageNet);
+the denoiser predicts velocities under zero terminal SNR; the adapters are trained as in arXiv 2308.06721: frozen base,
+keys and values started from the text's, image, text and both dropped 5 % each.
+
+{figures}
+
+## Measured quality
+
+{quality}
+
+## Licence
+
+The weights are offered under CC-BY-4.0, the most demanding licence among the drawings; see `NOTICE`.
+"""
+
+
+def model_card(figures: dict[str, dict[str, float]], quality: str) -> str:
+    """README of the bundle.
+
+    Args:
+        figures: Last log line of every stage.
+        quality: Markdown table of the measurements on held-out pictures; empty where none were made.
+    """
+    return _CARD.format(
+        words=", ".join(f'"{style.word}"' for style in STYLES),
+        table=_style_table(),
+        figures=_figure_table(figures),
+        quality=quality or "Not measured yet: run `imprompt emoji quality`.",
+    )
+
+
+def notice() -> str:
+    """Who drew what the model learnt from, and under which licence."""
+    lines = [f"* {style.author}: {style.licence}, from the npm package {style.package}" for style in STYLES]
+    return (
+        "The weights in this folder were trained on, and the pictures in references/ are, drawings by\n\n"
+        + "\n".join(lines)
+        + "\n\nrendered at 64 x 64 pixels on white. Names and search words of the subjects come from the Unicode\n"
+        "CLDR, through the npm package emojibase-data (MIT). The vision tower was distilled from EfficientNet-Lite0\n"
+        "(Apache-2.0). Licence texts: https://www.apache.org/licenses/LICENSE-2.0,\n"
+        "https://creativecommons.org/licenses/by/4.0/, https://opensource.org/license/mit.\n"
+    )
+
+
+def _style_table() -> str:
+    rows = [f"| {style.word} | {style.author} | {style.licence} | `{style.package}` |" for style in STYLES]
+    return "\n".join(["| word | drawings | licence | package |", "|---|---|---|---|", *rows])
+
+
+def _figure_table(figures: dict[str, dict[str, float]]) -> str:
+    rows = [
+        f"| {name} | {last['step']:,} | {last['samples']:,} | {last['loss']:.3f} |" for name, last in figures.items()
+    ]
+    return "\n".join(["| stage | steps | pictures seen | last loss |", "|---|---|---|---|", *rows])

@@ -1,0 +1,34 @@
+"""The stages by name: one complete configuration each, and one function that runs it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from imprompt.recipes.emoji import adapters, autoencoder, clip, unet
+
+STAGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Path]]] = {
+    "clip": (clip.default_config, clip.run),
+    "vision": (clip.vision_config, clip.run),
+    "autoencoder": (autoencoder.default_config, autoencoder.run),
+    "decoder": (autoencoder.decoder_config, autoencoder.run),
+    "unet": (unet.default_config, unet.run),
+    "adapter-global": (lambda: adapters.default_config("global"), adapters.run),
+    "adapter-plus": (lambda: adapters.default_config("plus"), adapters.run),
+}
+
+
+def train(stage: str, *, everything: bool = False, **loop_changes: Any) -> Path:
+    """Train a stage, or go on with it.
+
+    Args:
+        stage: A key of `STAGES`.
+        everything: Train on all emoji, not only on the things.
+        loop_changes: Fields of `LoopConfig` that differ from the recipe, such as `minutes`.
+
+    Returns:
+        Where the stage put its model.
+    """
+    default_config, run = STAGES[stage]
+    config = default_config()
+    return run(replace(config, everything=everything, loop=replace(config.loop, **loop_changes)))

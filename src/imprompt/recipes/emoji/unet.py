@@ -1,0 +1,127 @@
+"""Stage 3: the denoiser, a `UNet2DConditionModel` on 8 x 8 latents, conditioned on captions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor
+
+from imprompt.emoji.styles import STYLES
+from imprompt.recipes.emoji import autoencoder, dataset
+from imprompt.recipes.emoji.clip import WIDTH
+from imprompt.recipes.emoji.examples import DiffusionExamples
+from imprompt.recipes.emoji.grid import save_grid
+from imprompt.recipes.emoji.paths import models_folder, stage_folder
+from imprompt.recipes.emoji.pipeline import build_pipeline, draw
+from imprompt.training.checkpointing import load_averaged_weights
+from imprompt.training.loop import LoopConfig, train
+
+PREVIEW_SUBJECTS = ("red apple", "cat face", "rocket", "pizza", "guitar", "tulip", "house", "crab")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Of the denoiser stage.
+
+    Attributes:
+        loop: Length and pace.
+        empty_caption: Fraction of captions that are dropped, so that text guidance works.
+        styled_captions: Fraction of captions that name the style.
+        initial_weights: Weights to start from where the run has no checkpoint yet, e.g. those that shipped last.
+        everything: Train on all emoji, not only on the things.
+    """
+
+    loop: LoopConfig
+    empty_caption: float = 0.12
+    styled_captions: float = 0.8
+    initial_weights: Path | None = None
+    everything: bool = False
+
+
+def default_config() -> UNetConfig:
+    """The published recipe."""
+    loop = LoopConfig(
+        folder=stage_folder("unet"),
+        num_steps=32_000,
+        batch_size=32,
+        learning_rate=8e-4,
+        warmup_steps=300,
+        ema_decay=0.999,
+        checkpoint_every=250,
+        preview_every=1000,
+    )
+    return UNetConfig(loop=loop)
+
+
+def build() -> UNet2DConditionModel:
+    """The untrained denoiser: two levels, both with cross-attention; seven attention sites."""
+    return UNet2DConditionModel(
+        sample_size=dataset.SIZE // 8,
+        in_channels=autoencoder.LATENT_CHANNELS,
+        out_channels=autoencoder.LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(96, 192),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+class UNetTask:
+    """Noisy latents and captions; see `imprompt.training.loop.Task`."""
+
+    def __init__(self, model: UNet2DConditionModel, examples: DiffusionExamples, config: UNetConfig) -> None:
+        """Join the denoiser and its examples."""
+        self.model = model
+        self.examples = examples
+        self.num_examples = len(examples)
+        self.config = config
+
+    def loss(
+        self, indices: Int[Tensor, " batch"], generator: torch.Generator
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Weighted error of the velocity at random timesteps, under captions some of which are empty."""
+        batch = self.examples.noisy_batch(indices, generator)
+        is_empty = torch.rand(len(indices), generator=generator) < self.config.empty_caption
+        states = self.examples.caption_states(
+            batch.members, is_empty, generator, styled_probability=self.config.styled_captions
+        )
+        return batch.loss(self.model(batch.noisy, batch.timesteps, states).sample)
+
+    def preview(self, step: int) -> None:
+        """Eight subjects down, eight styles across."""
+        pipeline = build_pipeline(models_folder(), self.model)
+        rows = [
+            draw(pipeline, [f"{subject}, {style.word} style emoji" for style in STYLES], seed=100 * number)
+            for number, subject in enumerate(PREVIEW_SUBJECTS)
+        ]
+        save_grid(rows, self.config.loop.folder / "previews" / f"step-{step:06d}.png")
+
+
+def run(config: UNetConfig) -> Path:
+    """Train the denoiser and hand on its averaged weights in diffusers' layout.
+
+    Returns:
+        Folder of the model.
+    """
+    torch.manual_seed(config.loop.seed)
+    pictures = dataset.load(everything=config.everything)
+    model = build()
+    if config.initial_weights is not None:
+        model.load_state_dict(load_file(config.initial_weights))
+    train(UNetTask(model, DiffusionExamples(pictures), config), config.loop)
+    return export(model, config)
+
+
+def export(model: UNet2DConditionModel, config: UNetConfig) -> Path:
+    """Write the newest checkpoint's averaged weights; also while training goes on elsewhere."""
+    weights = load_averaged_weights(config.loop.folder)
+    if weights is not None:
+        model.load_state_dict(weights)
+    model.eval().save_pretrained(models_folder() / "unet")
+    return models_folder() / "unet"

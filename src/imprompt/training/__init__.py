@@ -1,0 +1,1 @@
+"""The project's own trainer: one resumable loop, the diffusion objective, conditioning dropout."""
