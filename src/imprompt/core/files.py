@@ -27,7 +27,10 @@ def atomic_write(path: str | Path) -> Generator[Path]:
     _remove_stale_parts(path)
     temporary = path.with_name(f".{path.stem}.{token_hex(4)}.part{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask gives; some writers make private files
         yield temporary
+        temporary.chmod(mode)
         _flush_to_disk(temporary)
         os.replace(temporary, path)
         _flush_to_disk(path.parent)

@@ -9,7 +9,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from imprompt.core.errors import ImageError
 
 Fit: TypeAlias = Literal["crop", "pad", "stretch"]
-ImageSource: TypeAlias = str | Path | Image.Image | Tensor | np.ndarray[Any, Any]
+ImageSource: TypeAlias = str | Path | Image.Image | Tensor | np.ndarray
 
 FITS: tuple[Fit, ...] = ("crop", "pad", "stretch")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -182,7 +182,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image) / 257.0).round().astype(np.uint8))
 
 
-def _tensor_to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
+def _tensor_to_array(tensor: Tensor) -> np.ndarray:
     if tensor.ndim == 4 and tensor.shape[0] == 1:
         tensor = tensor[0]
     if tensor.ndim == 3:
@@ -191,7 +191,7 @@ def _tensor_to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
-def _from_array(array: np.ndarray[Any, Any], wanted: str, shape: tuple[int, ...]) -> Image.Image:
+def _from_array(array: np.ndarray, wanted: str, shape: tuple[int, ...]) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
@@ -200,7 +200,7 @@ def _from_array(array: np.ndarray[Any, Any], wanted: str, shape: tuple[int, ...]
     return Image.fromarray((_unit_range(array) * 255.0).round().astype(np.uint8))
 
 
-def _unit_range(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _unit_range(array: np.ndarray) -> np.ndarray:
     """Bring bytes, booleans or floats to floats from 0 to 1; refuse anything else."""
     if array.dtype == np.bool_:
         return array.astype(np.float32)
@@ -214,7 +214,7 @@ def _unit_range(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array.astype(np.float32)
 
 
-def _mask_plane(source: Tensor | np.ndarray[Any, Any]) -> Tensor | None:
+def _mask_plane(source: Tensor | np.ndarray) -> Tensor | None:
     """Take numbers with one channel as they are, without rounding them to bytes; None if there are more channels."""
     array = _tensor_to_array(source) if isinstance(source, Tensor) else source
     if array.ndim == 3 and array.shape[2] == 1:
