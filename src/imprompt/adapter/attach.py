@@ -141,7 +141,7 @@ class Attachment:
     @property
     def device(self) -> torch.device:
         """Where the host computes, also when its weights are elsewhere between calls."""
-        device = getattr(self.pipe, "_execution_device", None)
+        device = getattr(self.pipe, "_execution_device", None) or _hooked_device(self.host)
         return torch.device(device) if device is not None else next(self.host.parameters()).device
 
     def _before(self, _host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -267,6 +267,13 @@ def _on_device(adapter: Adapter, device: torch.device, offload: bool) -> Iterato
     finally:
         if offload:
             adapter.to("cpu" if home == device else home)
+
+
+def _hooked_device(host: nn.Module) -> Any:
+    """Where accelerate's hooks bring the weights for a call; None without any."""
+    hooks = (getattr(module, "_hf_hook", None) for module in host.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return next((device for device in devices if device is not None), None)
 
 
 def _floating_dtype(host: nn.Module) -> torch.dtype:

@@ -98,6 +98,11 @@ class FusedProcessor:
         self.stock = stock
         self.text_cache = TextCache()
 
+    @property
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The stock processor's class: diffusers asks by `__class__` whether processors may be replaced, and by what."""
+        return type(self.stock)
+
     def __call__(
         self,
         attn: Any,

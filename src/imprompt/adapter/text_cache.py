@@ -9,10 +9,12 @@ from torch import Tensor, nn
 def is_plain(linear: nn.Module) -> bool:
     """Whether a projection is a bare linear layer: no LoRA, no quantisation, no hook, no replaced forward.
 
-    Only then is its output a function of its input and its parameters alone.
+    Only then is its output a function of its input and its parameters alone. (An inference tensor counts no versions, so
+    a change in place would not show.)
     """
     return (
         type(linear) is nn.Linear
+        and not linear.weight.is_inference()
         and not linear._forward_hooks
         and not linear._forward_pre_hooks
         and "forward" not in linear.__dict__
@@ -22,8 +24,7 @@ def is_plain(linear: nn.Module) -> bool:
 def _fingerprint(tensor: Tensor | None) -> tuple[Any, ...]:
     if tensor is None:
         return (None,)
-    version = None if tensor.is_inference() else tensor._version
-    return (tensor, version, tensor.data_ptr(), tensor.dtype, tensor.device)
+    return (tensor, tensor._version, tensor.data_ptr(), tensor.dtype, tensor.device)
 
 
 def _same(old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
@@ -53,7 +54,9 @@ class TextCache:
             text: the text states.
             run: an object that is replaced at every run; None forbids caching.
         """
-        if run is None or not self._may_cache(attention):
+        if run is None or not self._may_cache(attention, text):
+            if not torch.compiler.is_compiling():
+                self.clear()  # what hinders caching, say a LoRA, may change the weights and be gone at the next step
             return attention.to_k(text), attention.to_v(text)
         key = self._key_of(attention, text, run)
         if self._value is None or not _same(self._key, key):
@@ -65,10 +68,11 @@ class TextCache:
         self._key, self._value = (), None
 
     @staticmethod
-    def _may_cache(attention: Any) -> bool:
+    def _may_cache(attention: Any, text: Tensor) -> bool:
         return (
             not torch.compiler.is_compiling()
             and not torch.is_grad_enabled()
+            and not text.is_inference()
             and is_plain(attention.to_k)
             and is_plain(attention.to_v)
         )

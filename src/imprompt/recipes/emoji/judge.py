@@ -107,14 +107,16 @@ def style_probe(
     features: Float[Tensor, "pictures width"], styles: Int[Tensor, " pictures"], num_styles: int
 ) -> nn.Module:
     """A linear classifier of styles on the judge's features, fitted with L-BFGS and a small weight penalty."""
-    probe = nn.Sequential(nn.BatchNorm1d(features.shape[1], affine=False), nn.Linear(features.shape[1], num_styles))
-    probe(features)
+    linear = nn.Linear(features.shape[1], num_styles)
+    nn.init.zeros_(linear.weight)
+    probe = nn.Sequential(nn.BatchNorm1d(features.shape[1], affine=False, momentum=None), linear)
+    probe(features)  # one look at all of them, for their means and deviations
     probe.eval()
     optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        penalty = probe[1].weight.square().sum()
+        penalty = linear.weight.square().sum()
         value = functional.cross_entropy(probe(features), styles) + 1e-3 * penalty
         value.backward()
         return value
