@@ -21,6 +21,7 @@ from imprompt.encoders.base import EncoderSpec, ImageEncoder, Layer
 logger = logging.getLogger(__name__)
 
 _TENSOR = "features"
+_ORIGIN = "origin"  # the one entry of the metadata: safetensors writes several in an order that changes
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class FeatureCache:
             return
         try:
             with atomic_write(path) as temporary:
-                save_file({_TENSOR: features}, temporary, {"key": repr(key), "sha256": _content_hash(features)})
+                save_file({_TENSOR: features}, temporary, {_ORIGIN: _origin(key, features)})
         except (OSError, SafetensorError) as error:
             logger.warning("features could not be kept in '%s' (%s)", self.folder, error)
 
@@ -106,7 +107,7 @@ class FeatureCache:
         except (OSError, SafetensorError) as error:
             logger.warning("cached features '%s' are damaged (%s) and will be made again", path, error)
             return None
-        if metadata.get("key") != repr(key) or metadata.get("sha256") != _content_hash(features):
+        if metadata.get(_ORIGIN) != _origin(key, features):
             logger.warning("cached features '%s' are not what they were written as and will be made again", path)
             return None
         return features
@@ -156,5 +157,7 @@ class CachedEncoder:
         return FeatureKey(self.encoder.spec.fingerprint, image, layer, index, fit)
 
 
-def _content_hash(features: Tensor) -> str:
-    return hashlib.sha256(features.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+def _origin(key: FeatureKey, features: Tensor) -> str:
+    """What a file says about itself: whose features it holds, and their hash, since safetensors has none."""
+    content = features.contiguous().view(torch.uint8).numpy().tobytes()
+    return f"{key!r} sha256:{hashlib.sha256(content).hexdigest()}"

@@ -70,9 +70,7 @@ class ImagePrompt:
         if self.fit not in FITS:
             raise PromptError(f"fit must be one of {', '.join(map(repr, FITS))}; got {self.fit!r}.")
         if not _is_index(self.adapter):
-            raise PromptError(
-                f"adapter must be the place of an attached adapter, counted from 0; got {self.adapter!r}."
-            )
+            raise PromptError(f"adapter must be an attached adapter's number, counted from 0; got {self.adapter!r}.")
 
     @property
     def images(self) -> tuple[ImageSource, ...]:

@@ -1,0 +1,92 @@
+"""`imprompt emoji`: gather the data of the embedded model, train it, measure it, package it."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Build, train and measure the embedded model."
+)
+
+
+class Stage(StrEnum):
+    """Stages in the order in which they build on each other."""
+
+    CLIP = "clip"
+    VISION = "vision"
+    AUTOENCODER = "autoencoder"
+    DECODER = "decoder"
+    UNET = "unet"
+    ADAPTER_GLOBAL = "adapter-global"
+    ADAPTER_PLUS = "adapter-plus"
+
+
+@app.command()
+def data(
+    everything: Annotated[bool, typer.Option("--all", help="Also people, smileys, symbols and flags.")] = False,
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64,
+) -> None:
+    """Gather and draw the pictures; count them per style and draw a contact sheet."""
+    from imprompt.recipes.emoji import dataset
+
+    folder = dataset.gather(size, everything=everything)
+    pictures = dataset.read(folder)
+    for style, num_pictures, num_held_out in dataset.counts(pictures):
+        typer.echo(f"{style:11s} {num_pictures:5d} pictures, {num_held_out:4d} held out")
+    typer.echo(f"{'all':11s} {len(pictures.images):5d} pictures of {len(pictures.subjects)} subjects in {folder}")
+    typer.echo(f"contact sheet: {dataset.save_sheet(pictures, folder / 'sheet.png')}")
+
+
+@app.command()
+def train(
+    stage: Stage,
+    minutes: Annotated[float | None, typer.Option(help="Stop at a checkpoint after so many minutes.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Length of the whole run in steps.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Train on all emoji, not only on things.")] = False,
+    device: Annotated[str | None, typer.Option(help="Where to train, such as 'cuda'; the CPU by default.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU to compute with.")] = None,
+) -> None:
+    """Train a stage, or go on where it was stopped or killed."""
+    import torch
+
+    from imprompt.recipes.emoji import stages
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    changes: dict[str, Any] = {"minutes": minutes, "num_steps": steps, "learning_rate": learning_rate, "device": device}
+    changed = {name: value for name, value in changes.items() if value is not None}
+    typer.echo(f"finished model: {stages.train(stage.value, everything=everything, **changed)}")
+
+
+@app.command()
+def snapshot() -> None:
+    """Hand the denoiser's newest checkpoint on to the adapters, also while it trains on."""
+    from imprompt.recipes.emoji import unet
+
+    typer.echo(f"denoiser: {unet.snapshot()}")
+
+
+@app.command()
+def bundle() -> None:
+    """Package the newest weights in half precision, in diffusers' layout."""
+    from imprompt.recipes.emoji import bundle as recipe
+
+    typer.echo(f"bundle: {recipe.run(recipe.default_config())}")
+
+
+@app.command()
+def quality(
+    pictures: Annotated[int, typer.Option(help="Pictures for each question.")] = 256,
+) -> None:
+    """Measure the packaged model on held-out pictures with an independent judge; the next bundle's card tells it."""
+    from imprompt.core.files import atomic_write
+    from imprompt.emoji.bundle import bundle_folder
+    from imprompt.recipes.emoji import quality as recipe
+    from imprompt.recipes.emoji.paths import quality_file
+
+    table = recipe.table(recipe.measure(recipe.QualityConfig(bundle=bundle_folder(), num_pictures=pictures)))
+    with atomic_write(quality_file()) as path:
+        path.write_text(table)
+    typer.echo(table)

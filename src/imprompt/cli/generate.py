@@ -1,0 +1,217 @@
+"""`imprompt generate`: pictures from a text, image prompts, or both."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imprompt.cli.progress import busy, progress_bar, quiet_libraries
+from imprompt.core.errors import ImpromptError, PromptError
+
+if TYPE_CHECKING:
+    from imprompt.generation.attach import PipelineAttachment
+    from imprompt.generation.request import Request
+    from imprompt.prompts.image_prompt import ImagePrompt
+
+BATCH_SIZE = 4  # pictures made, and then saved, at once
+NO_MASK = "none"
+
+
+def generate(  # noqa: PLR0913  (a command's options are its parameters)
+    prompt: Annotated[str, typer.Argument(help="The text; may be left out where there is an --image.")] = "",
+    image: Annotated[
+        list[str] | None, typer.Option("--image", "-i", help="A picture to follow; may be repeated.")
+    ] = None,
+    weight: Annotated[list[float] | None, typer.Option(help="How strongly each image acts, 0 to 1.")] = None,
+    mask: Annotated[
+        list[str] | None, typer.Option(help="Where each acts: a picture, white there; 'none' for everywhere.")
+    ] = None,
+    start: Annotated[list[float] | None, typer.Option(help="From which fraction of the steps, 0 to 1.")] = None,
+    end: Annotated[list[float] | None, typer.Option(help="Up to which fraction of the steps, 0 to 1.")] = None,
+    fit: Annotated[str, typer.Option(help="For images that are not square: crop, pad or stretch.")] = "crop",
+    adapter: Annotated[
+        str | None, typer.Option(help="A file, OWNER/REPOSITORY/FILE on the hub, or 'global' or 'plus' (embedded).")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="A diffusers folder or hub repository; else the embedded.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Folder of the image encoder, here or on the hub; else found by itself.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="How closely to follow; 1 turns guidance off.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Another sampler, e.g. ddim, dpm or euler.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the first picture, random if not given; the k-th adds k.")
+    ] = None,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", help="How many pictures.")] = 1,
+    size: Annotated[str | None, typer.Option(help="Side, or WIDTHxHEIGHT, in pixels; else the base's own.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .png file, or a folder.")] = Path("outputs"),
+    offload: Annotated[bool, typer.Option("--offload", help="Keep weights off the accelerator while unused.")] = False,
+) -> None:
+    """Make pictures from a text, image prompts, or both.
+
+    Options of an image (--weight, --mask, --start, --end) are given once for all images or once for each, in order.
+
+    Examples:
+
+    imprompt generate --image cat.png --output cat-like.png
+
+    imprompt generate "on the moon" -i cat.png --weight 0.6 -i street.png --weight 0.4 --num-images 4
+
+    imprompt generate "a cat" -i photo.jpg --base stable-diffusion-v1-5/stable-diffusion-v1-5 --adapter
+    h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors
+    """
+    from imprompt.generation.pipelines import settings_for
+    from imprompt.generation.request import Request
+    from imprompt.generation.result import check_output
+
+    check_output(output)
+    prompts = image_prompts(image or [], fit, weight=weight, mask=mask, start=start, end=end)
+    if not prompt and not prompts:
+        raise PromptError("nothing to draw: give a text, an --image, or both")
+    height, width = parse_size(size)
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative,
+        image_prompts=prompts,
+        seed=seed,
+        num_images=num_images,
+        height=height,
+        width=width,
+        **settings_for(base, steps=steps, guidance_scale=guidance_scale),
+    )
+    check_pictures(prompts)
+    with memory_advice():
+        with busy("loading"):
+            pipe = load_base(base, scheduler, offload)
+            attachment = attach_adapter(pipe, base, adapter, encoder, offload) if prompts else None
+        for path in make(pipe, attachment, request, output):
+            typer.echo(path)
+
+
+def image_prompts(images: Sequence[str], fit: str, **options: Sequence[Any] | None) -> "list[ImagePrompt]":
+    """Image prompts from repeated options.
+
+    Args:
+        images: the pictures.
+        fit: what becomes of those that are not square.
+        **options: values of `ImagePrompt`'s fields, one for all pictures or one for each; None or empty if not given.
+
+    Raises:
+        PromptError: the numbers of pictures and values do not fit together, or a value makes no sense.
+    """
+    from imprompt.core.images import check_fit
+    from imprompt.prompts.image_prompt import ImagePrompt
+
+    check_fit(fit)
+    columns = {name: _for_each(name, values, len(images)) for name, values in options.items() if values}
+    fields = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    fields = fields or [{} for _ in images]
+    for field in fields:
+        if field.get("mask") == NO_MASK:
+            del field["mask"]
+    return [ImagePrompt(image, fit=fit, **field) for image, field in zip(images, fields, strict=True)]  # pyright: ignore[reportArgumentType]
+
+
+def _for_each(name: str, values: Sequence[Any], count: int) -> Sequence[Any]:
+    if len(values) == count:
+        return values
+    if len(values) == 1 and count:
+        return list(values) * count
+    raise PromptError(f"{len(values)} --{name} for {count} --image; give one for all images, or one for each, in order")
+
+
+def parse_size(size: str | None) -> tuple[int | None, int | None]:
+    """Height and width from `512` or `768x512` (width first, as people say it).
+
+    Raises:
+        PromptError: it is neither.
+    """
+    if size is None:
+        return None, None
+    numbers = size.lower().split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
+        raise PromptError(f"--size is {size!r}; expected a side, as 512, or WIDTHxHEIGHT, as 768x512")
+    return int(numbers[-1]), int(numbers[0])
+
+
+def check_pictures(prompts: "Sequence[ImagePrompt]") -> None:
+    """Open every picture before the models are loaded, so that a wrong path is told at once.
+
+    Raises:
+        ImageError: one of them cannot be used.
+    """
+    from imprompt.core.images import load_image, load_mask
+
+    for prompt in prompts:
+        for picture in prompt.images:
+            load_image(picture)
+        if prompt.mask is not None:
+            load_mask(prompt.mask)
+
+
+def load_base(base: str | None, scheduler: str | None, offload: bool) -> Any:
+    """The pipeline; with `offload`, each of its models is on the accelerator only while it works."""
+    quiet_libraries()
+    from imprompt.generation.pipelines import default_device, default_dtype, load_pipeline
+
+    device = default_device()
+    if not offload or device.type == "cpu":
+        return load_pipeline(base, scheduler=scheduler)
+    pipe = load_pipeline(base, scheduler=scheduler, dtype=default_dtype(device), device="cpu")
+    pipe.enable_model_cpu_offload(device=device)
+    return pipe
+
+
+def attach_adapter(
+    pipe: Any, base: str | None, adapter: str | None, encoder: str | None, offload: bool
+) -> "PipelineAttachment":
+    """Attach the adapter that was named, or the embedded model's own."""
+    from imprompt.adapter.checkpoint import load_adapter
+    from imprompt.emoji.bundle import ADAPTER_FILES
+    from imprompt.generation.attach import attach
+    from imprompt.generation.pipelines import is_embedded, load_embedded_adapter
+
+    if is_embedded(base) and (adapter is None or adapter in ADAPTER_FILES):
+        loaded = load_embedded_adapter(adapter or "plus")
+    elif adapter is None:
+        raise PromptError(f"--image with --base {base} needs an --adapter: a file, or OWNER/REPOSITORY/FILE on the hub")
+    else:
+        loaded = load_adapter(adapter)
+    return attach(pipe, loaded, image_encoder=encoder, offload=offload)
+
+
+def make(pipe: Any, attachment: "PipelineAttachment | None", request: "Request", output: Path) -> Iterator[Path]:
+    """Make and save a few pictures at a time, so that an interruption loses none that are done."""
+    from imprompt.generation.generate import generate, with_seed
+    from imprompt.generation.result import output_paths, save_png
+
+    request = with_seed(request)
+    assert request.seed is not None
+    seeds = range(request.seed, request.seed + request.num_images)
+    paths = output_paths(output, seeds)
+    batches = [seeds[start : start + BATCH_SIZE] for start in range(0, len(seeds), BATCH_SIZE)]
+    for number, batch in enumerate(batches):
+        part = replace(request, seed=batch[0], num_images=len(batch))
+        done = number * BATCH_SIZE + len(batch)
+        with progress_bar(f"drawing {done} of {len(seeds)}") as bar:
+            result = generate(pipe, attachment, part, progress=bar)
+        for index, path in enumerate(paths[number * BATCH_SIZE : done]):
+            save_png(result.images[index], path, result.provenance_of(index))
+            yield path
+
+
+@contextmanager
+def memory_advice() -> Iterator[None]:
+    """Say what helps where an accelerator's memory does not suffice."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ImpromptError(
+            "the accelerator's memory does not suffice; try --offload, a smaller --size, or fewer --num-images"
+        ) from error

@@ -1,0 +1,166 @@
+"""Attaching adapters to a pipeline: image prompts in, conditioned denoiser out."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imprompt.adapter.adapter import Adapter
+from imprompt.adapter.attach import Attachment
+from imprompt.adapter.conditioning import Conditioning
+from imprompt.core.errors import ConditioningError, PromptError
+from imprompt.encoders.base import ImageEncoder
+from imprompt.encoders.cache import FeatureCache
+from imprompt.generation.features import EncoderFeatures, EncoderSource, cached, find_encoders, load_encoder
+from imprompt.generation.resolve import resolve
+from imprompt.prompts.image_prompt import ImagePrompt
+
+
+class PipelineAttachment(Attachment):
+    """An attachment that takes image prompts; see `attach`."""
+
+    def __init__(
+        self,
+        target: Any,
+        *adapters: Adapter,
+        image_encoder: EncoderSource | Sequence[EncoderSource | None] | None = None,
+        cache: FeatureCache | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(target, *adapters, **options)
+        self._cache = FeatureCache() if cache is None else cache
+        try:
+            self._sources = self._find_sources(image_encoder)
+        except BaseException:
+            self.detach()
+            raise
+
+    def set(  # pyright: ignore[reportIncompatibleMethodOverride]  (a conditioning is still taken, by position)
+        self,
+        *prompts: ImagePrompt | Conditioning | None,
+        rows: Sequence[Sequence[ImagePrompt]] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        """Say which images the next pictures shall follow; it holds until the next `set`.
+
+        Pictures are encoded, and keys and values computed, here and once.
+
+        Args:
+            *prompts: image prompts that act together on every picture; or None to take all away; or a conditioning
+                that was resolved elsewhere.
+            rows: instead, a list of image prompts for every text prompt of the batch, in the batch's order; a list may
+                be empty.
+            size: height and width of the pictures, in pixels. If given, masks of another shape are refused, which are
+                stretched otherwise.
+
+        Raises:
+            PromptError: no prompts, or something that is none.
+            EncoderMismatch: features that the adapter cannot read.
+            ImageError: a picture or a mask cannot be used.
+            ConditioningError: the attachment was detached.
+        """
+        if rows is None and len(prompts) == 1 and (prompts[0] is None or isinstance(prompts[0], Conditioning)):
+            super().set(prompts[0])
+            return
+        rows = _as_rows(prompts, rows)
+        with torch.no_grad(), self._present({prompt.adapter for row in rows for prompt in row}):
+            super().set(resolve(rows, self.adapters, self._sources, size=size))
+
+    def describe_encoders(self) -> list[dict[str, str]]:
+        """Name and fingerprint of the image encoder of every adapter that has used or been given one."""
+        encoders = ((source.spec.name, source.encoder) for source in self._sources)
+        return [
+            {"adapter": adapter, "name": encoder.spec.name, "fingerprint": encoder.spec.fingerprint}
+            for adapter, encoder in encoders
+            if encoder is not None
+        ]
+
+    @contextmanager
+    def _present(self, numbers: Collection[int]) -> Iterator[None]:
+        """Have the adapters that are needed on the device, and with `offload` away from it again."""
+        if not self._attached:
+            raise ConditioningError("this attachment was detached; attach the adapter again")
+        needed = [adapter for number, adapter in enumerate(self.adapters) if number in numbers]
+        for adapter in needed:
+            adapter.to(self.device)
+        try:
+            yield
+        finally:
+            for adapter in needed if self.offload else ():
+                adapter.to("cpu")
+
+    def _find_sources(self, image_encoder: Any) -> list[EncoderFeatures]:
+        encoders = find_encoders(image_encoder, self.pipe, len(self.adapters), self._load)
+        return [
+            EncoderFeatures(adapter.spec, None if encoder is None else cached(encoder, self._cache), self._load)
+            for adapter, encoder in zip(self.adapters, encoders, strict=True)
+        ]
+
+    def _load(self, source: str | Path) -> ImageEncoder:
+        dtype = getattr(self.pipe, "dtype", torch.float32)
+        encoder = load_encoder(source, dtype=dtype, device=self.device, offload=self.offload)
+        return cached(encoder, self._cache)
+
+
+def attach(
+    target: Any,
+    *adapters: Adapter,
+    image_encoder: EncoderSource | Sequence[EncoderSource | None] | None = None,
+    offload: bool = False,
+    fuse: bool = True,
+    guidance: str | None = None,
+    cache: FeatureCache | None = None,
+) -> PipelineAttachment:
+    """Attach image prompt adapters to a pipeline; until they are detached, it follows the images that are set.
+
+    Any diffusers pipeline that holds a `UNet2DConditionModel` will do, whether or not it knows image prompts itself. It
+    is called as ever, and its weights are not touched.
+
+    Args:
+        target: the pipeline, or a bare UNet.
+        *adapters: one adapter or several; prompts name theirs by its position.
+        image_encoder: what turns pictures into features: an `ImageEncoder`, a `CLIPVisionModelWithProjection`, its
+            folder or hub folder; a list gives every adapter its own. By default the pipeline's `image_encoder`, else
+            the published one that the adapter names, loaded when a picture first needs it.
+        offload: move the adapters' weights, and an encoder loaded here, off the device when they have done their work.
+        fuse: put a faster attention processor with the same output in place of diffusers' stock one.
+        guidance: how a batch is laid out, one of `imprompt.adapter.guidance.LAYOUTS`; by default the pipeline tells,
+            and a bare UNet has positive rows alone.
+        cache: where features are kept, e.g. `FeatureCache(folder=...)` to keep them on disk; by default in memory, as
+            long as the attachment lives.
+
+    Returns:
+        The attachment: `set` gives it image prompts, and leaving its `with` block, or `detach`, takes it off.
+
+    Raises:
+        HostMismatch: the adapter was made for a UNet of another shape.
+        EncoderMismatch: the image encoder makes other features than the adapter reads.
+        ConditioningError: the guidance is unknown.
+
+    Example:
+        ```python
+        with imprompt.attach(pipe, adapter) as images:
+            images.set(ImagePrompt("cat.png", weight=0.7), ImagePrompt("street.png", mask="left.png"))
+            pipe("on the moon").images[0].save("moon.png")
+
+            images.set(rows=[[ImagePrompt("cat.png")], []])  # the second picture follows no image
+            pipe(["on the moon", "in the sea"]).images
+        ```
+    """
+    return PipelineAttachment(
+        target, *adapters, image_encoder=image_encoder, cache=cache, offload=offload, fuse=fuse, guidance=guidance
+    )
+
+
+def _as_rows(prompts: Sequence[Any], rows: Sequence[Sequence[ImagePrompt]] | None) -> Sequence[Sequence[ImagePrompt]]:
+    if rows is not None and prompts:
+        raise PromptError("both prompts and rows= were given; give prompts for all pictures, or rows= for each its own")
+    if rows is None and not prompts:
+        raise PromptError("no image prompts; give at least one, or set(None) to take them away")
+    rows = [prompts] if rows is None else rows
+    for prompt in (prompt for row in rows for prompt in row):
+        if not isinstance(prompt, ImagePrompt):
+            raise PromptError(f"expected an ImagePrompt, got {prompt!r:.60}; write ImagePrompt(...) around a picture")
+    return rows

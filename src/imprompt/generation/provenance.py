@@ -1,0 +1,147 @@
+"""Where a picture comes from: hashes of weights and references, versions and settings, as plain JSON."""
+
+import hashlib
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from imprompt import __version__
+from imprompt.adapter.adapter import Adapter
+from imprompt.core.files import sha256_file
+from imprompt.core.images import image_hash, load_image
+from imprompt.prompts.image_prompt import ImagePrompt
+
+PACKAGES = ("torch", "diffusers", "transformers", "pillow")
+PACKAGE = Path(__file__).resolve().parents[1]  # where the embedded model is
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+def versions() -> dict[str, str]:
+    """Versions of whatever had a part in the picture."""
+    return {
+        "imprompt": __version__,
+        **{name: metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+    }
+
+
+def describe_pipeline(pipe: Any) -> dict[str, Any]:
+    """A pipeline: its class, its scheduler, its active LoRAs, and the hash of every weight file it was loaded from."""
+    weights = {name: _component_files(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    loras = pipe.get_active_adapters() if _has_lora(pipe) else []
+    return {
+        "pipeline": type(pipe).__name__,
+        "name": _public_name(getattr(pipe, "name_or_path", None)),
+        "scheduler": type(pipe.scheduler).__name__,
+        "loras": list(loras),
+        "sha256": {name: files for name, files in weights.items() if files},
+    }
+
+
+def describe_adapter(adapter: Adapter) -> dict[str, Any]:
+    """An adapter: its name and the hash of its file, or of its tensors where it did not come from a file."""
+    source = getattr(adapter, "source", None)
+    if source is not None and Path(source).is_file():
+        return {"name": adapter.spec.name, "file": Path(source).name, "sha256": file_hash(Path(source))}
+    return {"name": adapter.spec.name, "sha256_tensors": hash_tensors(adapter.state_dict())}
+
+
+def describe_prompt(prompt: ImagePrompt) -> dict[str, Any]:
+    """An image prompt: every picture's hash and every number."""
+    return {
+        "images": [describe_picture(source) for source in prompt.images],
+        "features_sha256": None if prompt.features is None else hash_tensors({"features": prompt.features}),
+        "mask": None if prompt.mask is None else describe_picture(prompt.mask),
+        "weight": prompt.weight,
+        "start": prompt.start,
+        "end": prompt.end,
+        "fit": prompt.fit,
+        "adapter": prompt.adapter,
+    }
+
+
+def describe_picture(source: Any) -> dict[str, str]:
+    """A picture or mask: a file's name (never its folder) and hash, and the hash of the pixels."""
+    if isinstance(source, str | Path):
+        path, pixels = Path(source).expanduser(), image_hash(load_image(source))
+        return {"file": path.name, "sha256": sha256_file(path), "sha256_pixels": pixels}
+    if isinstance(source, Image.Image):
+        return {"sha256_pixels": image_hash(load_image(source))}
+    return {"sha256_numbers": hash_tensors({"picture": torch.as_tensor(source)})}
+
+
+def describe_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What else a pipeline was given: numbers and texts as they are, pictures and tensors as hashes."""
+    return {name: _describe_option(value) for name, value in options.items()}
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a weight file, read once as long as it does not change.
+
+    The hub's cache names a large file by its hash, so that one is not read at all.
+    """
+    real = path.resolve()
+    if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name):
+        return real.name
+    status = real.stat()
+    return _hash_once(real, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _hash_once(path: Path, _size: int, _modified: int) -> str:
+    return sha256_file(path)
+
+
+def _component_files(module: nn.Module) -> dict[str, str]:
+    """Hashes of the weight files in the folder that a component was loaded from; none where that is not known."""
+    config = getattr(module, "config", None)
+    source = getattr(module, "name_or_path", None) or getattr(config, "_name_or_path", None)
+    folder = Path(source) if source else None
+    if folder is None or not folder.is_dir():
+        return {}
+    return {path.name: file_hash(path) for path in sorted(_weight_files(folder.iterdir()))}
+
+
+def _weight_files(paths: Iterable[Path]) -> Iterable[Path]:
+    return (path for path in paths if path.suffix in WEIGHT_SUFFIXES and path.is_file())
+
+
+def _public_name(name: str | None) -> str | None:
+    """A hub repository's name as it is; of a folder its own name alone, for pictures tell nothing of a disk."""
+    if name is None or not Path(name).exists():
+        return name
+    path = Path(name).resolve()
+    return "emoji" if path.is_relative_to(PACKAGE) else path.name
+
+
+def _has_lora(pipe: Any) -> bool:
+    return any(getattr(part, "peft_config", None) for part in pipe.components.values())
+
+
+def _describe_option(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_describe_option(item) for item in value]
+    if isinstance(value, Image.Image | Tensor | np.ndarray):
+        return describe_picture(value)
+    return type(value).__name__

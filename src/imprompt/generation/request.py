@@ -1,0 +1,55 @@
+"""What a user asks for, checked when it is written down."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imprompt.core.errors import PromptError
+from imprompt.prompts.image_prompt import ImagePrompt
+
+MAX_SEED = 2**63 - 1  # what torch's generators take
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Pictures to make.
+
+    Attributes:
+        prompt: the text; empty to follow the image prompts alone.
+        negative_prompt: what to keep away from; None leaves it to the pipeline (SDXL treats "" otherwise).
+        image_prompts: what to follow, each with its own weight, region and schedule.
+        steps: denoising steps.
+        guidance_scale: strength of classifier-free guidance; 1 turns it off.
+        seed: of the first picture; picture k has seed + k, so that it does not depend on how many are made. None
+            draws one, which the result tells.
+        num_images: how many pictures.
+        height: of the picture, in pixels; None leaves it to the pipeline.
+        width: likewise.
+    """
+
+    prompt: str = ""
+    negative_prompt: str | None = None
+    image_prompts: Sequence[ImagePrompt] = ()
+    steps: int = 30
+    guidance_scale: float = 7.5
+    seed: int | None = None
+    num_images: int = 1
+    height: int | None = None
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_prompts", tuple(self.image_prompts))
+        for prompt in self.image_prompts:
+            if not isinstance(prompt, ImagePrompt):
+                raise PromptError(f"image_prompts holds a {type(prompt).__name__}; write ImagePrompt({prompt!r})")
+        for name in ("steps", "num_images", "height", "width"):
+            _check_positive(name, getattr(self, name))
+        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
+            raise PromptError(f"guidance_scale is {self.guidance_scale}; expected a finite number from 0 up")
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED - self.num_images:
+            raise PromptError(f"seed is {self.seed}; expected a whole number from 0 to {MAX_SEED - self.num_images}")
+
+
+def _check_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise PromptError(f"{name} is {value}; expected a whole number from 1 up")
