@@ -1,6 +1,8 @@
 """`imprompt demo`: a contact sheet of what image prompts do, drawn by the embedded model."""
 
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,11 +181,15 @@ def provenance(columns: Sequence[Column], results: "list[list[Result]]") -> Mapp
 
 
 def next_command(example: Example) -> str:
-    """What to type next."""
-    here = Path.cwd()
-    file = example.file.relative_to(here) if example.file.is_relative_to(here) else example.file
-    words = ["imprompt", "generate", example.text, "--image", str(file), "--weight", str(TEXT_WEIGHT)]
+    """What to type next, by the name under which this program was found."""
+    program, file = Path(sys.argv[0]), _as_typed(example.file)
+    called = program.name if shutil.which(program.name) else _as_typed(program.absolute())
+    words = [str(called), "generate", example.text, "--image", str(file), "--weight", str(TEXT_WEIGHT)]
     return shlex.join([*words, "--output", f"{example.text.replace(' ', '-')}.png"])
+
+
+def _as_typed(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _own(result: "Result") -> dict[str, Any]:

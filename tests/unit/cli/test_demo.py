@@ -8,7 +8,8 @@ from imprompt.cli.demo import COLUMNS, TEXTS
 from imprompt.generation.result import read_provenance
 
 
-def test_the_sheet(embedded, run, tmp_path):
+def test_the_sheet(embedded, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["imprompt"])
     code, out, err = run("demo", "--output", "demo.png", "--steps", "1", "--adapter", "global")
     assert code == 0, err
     first, second = out.splitlines()
