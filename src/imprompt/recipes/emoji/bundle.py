@@ -4,22 +4,24 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from imprompt.adapter.checkpoint import load_adapter, save_adapter
 from imprompt.core.errors import BundleError
-from imprompt.core.files import atomic_write
 from imprompt.emoji.bundle import ADAPTER_FILES
 from imprompt.emoji.styles import STYLES
 from imprompt.recipes.emoji import dataset
 from imprompt.recipes.emoji.card import model_card, notice
-from imprompt.recipes.emoji.paths import cache_folder, models_folder, quality_file, stage_folder
+from imprompt.recipes.emoji.paths import cache_folder, models_folder, quality_file
 from imprompt.recipes.emoji.pipeline import build_pipeline
-from imprompt.training.checkpointing import load_averaged_weights
+from imprompt.recipes.emoji.sources import slug
 
 LIMIT_BYTES = 32_000_000
 NUM_REFERENCES = 24
@@ -31,11 +33,9 @@ class BundleConfig:
 
     Attributes:
         target: Folder that the bundle replaces.
-        refresh_unet: Take the denoiser's newest checkpoint, also while it trains on.
     """
 
     target: Path
-    refresh_unet: bool = True
 
 
 def default_config() -> BundleConfig:
@@ -60,7 +60,7 @@ def run(config: BundleConfig) -> Path:
             raise BundleError(f"the bundle needs '{models / part}'; train that stage first ('imprompt emoji train')")
     building = config.target.with_name(f".{config.target.name}.part")
     shutil.rmtree(building, ignore_errors=True)
-    _write_pipeline(models, building, config)
+    _write_pipeline(models, building)
     _write_adapters(models, building)
     _write_references(building)
     _write_texts(building)
@@ -70,14 +70,27 @@ def run(config: BundleConfig) -> Path:
     return config.target
 
 
-def _write_pipeline(models: Path, target: Path, config: BundleConfig) -> None:
+def _write_pipeline(models: Path, target: Path) -> None:
     unet = UNet2DConditionModel.from_pretrained(models / "unet")
-    weights = load_averaged_weights(stage_folder("unet")) if config.refresh_unet else None
-    if weights is not None:
-        unet.load_state_dict(weights)
-    build_pipeline(models, unet).to(dtype=torch.float16).save_pretrained(target)
+    build_pipeline(models, unet).save_pretrained(target)
+    for file in target.rglob("*.safetensors"):
+        _halve(file)
+    _forget_derived_setting(target / "vae" / "config.json")
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(models / "tokenizer" / name, target / "tokenizer" / name)
+
+
+def _halve(file: Path) -> None:
+    """Store weights in half precision; configurations keep float32, in which everything computes unless told."""
+    weights = {name: value.half() for name, value in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def _forget_derived_setting(file: Path) -> None:
+    """Drop a value that `AutoencoderTiny` derives itself, and warns about when it meets it in a file."""
+    settings = json.loads(file.read_text())
+    settings.pop("block_out_channels", None)
+    file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _write_adapters(models: Path, target: Path) -> None:
@@ -89,15 +102,16 @@ def _write_adapters(models: Path, target: Path) -> None:
 
 
 def _write_references(target: Path) -> None:
-    """Held-out pictures, spread over subjects and styles, to try image prompts with."""
+    """Held-out pictures to try image prompts with: other subjects in turn, each in the next style."""
     pictures = dataset.load()
-    members = pictures.split("held_out_subject").tolist()
+    members = pictures.split("held_out_subject")
+    subjects = np.unique(pictures.subject_indices[members])[:NUM_REFERENCES]
     (target / "references").mkdir()
-    for index in members[:: max(1, len(members) // NUM_REFERENCES)][:NUM_REFERENCES]:
-        style = STYLES[pictures.styles[index]].word
-        name = f"{pictures.subject_of(index).label}_{style}".replace(" ", "-").replace("/", "-")
-        with atomic_write(target / "references" / f"{name}.png") as path:
-            Image.fromarray(pictures.images[index]).save(path, optimize=True)
+    for number, subject in enumerate(subjects):
+        drawings = members[pictures.subject_indices[members] == subject].tolist()
+        index = drawings[number % len(drawings)]
+        name = f"{slug(pictures.subject_of(index).label)}_{STYLES[pictures.styles[index]].word}"
+        Image.fromarray(pictures.images[index]).save(target / "references" / f"{name}.png", optimize=True)
 
 
 def _write_texts(target: Path) -> None:
@@ -106,7 +120,7 @@ def _write_texts(target: Path) -> None:
     (target / "NOTICE").write_text(notice())
 
 
-def training_figures() -> dict[str, dict[str, float]]:
+def training_figures() -> dict[str, dict[str, Any]]:
     """Last log line of every stage that has one."""
     figures = {}
     for log in sorted((cache_folder() / "stages").glob("*/log.jsonl")):

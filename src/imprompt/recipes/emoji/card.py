@@ -1,5 +1,7 @@
 """The texts that travel with the bundle: a model card, and the attribution that the drawings' licences ask for."""
 
+from typing import Any
+
 from imprompt.emoji.styles import STYLES
 
 _CARD = """---
@@ -37,8 +39,9 @@ style) pairs; no part of this model saw them. `references/` holds some of the fo
 
 `imprompt emoji data`, then `imprompt emoji train clip | autoencoder | unet | adapter-global | adapter-plus`, then
 `imprompt emoji bundle`. The vision tower is trained against captions and distilled from EfficientNet-Lite0 (ImageNet);
-the denoiser predicts velocities under zero terminal SNR; the adapters are trained as in arXiv 2308.06721: frozen base,
-keys and values started from the text's, image, text and both dropped 5 % each.
+the denoiser predicts velocities under zero terminal SNR, and its text tower is trained on with it; the adapters are
+trained as in arXiv 2308.06721: frozen base, keys and values started from the text's, image, text and both dropped 5 %
+each.
 
 {figures}
 
@@ -52,7 +55,7 @@ The weights are offered under CC-BY-4.0, the most demanding licence among the dr
 """
 
 
-def model_card(figures: dict[str, dict[str, float]], quality: str) -> str:
+def model_card(figures: dict[str, dict[str, Any]], quality: str) -> str:
     """README of the bundle.
 
     Args:
@@ -85,7 +88,7 @@ def _style_table() -> str:
     return "\n".join(["| word | drawings | licence | package |", "|---|---|---|---|", *rows])
 
 
-def _figure_table(figures: dict[str, dict[str, float]]) -> str:
+def _figure_table(figures: dict[str, dict[str, Any]]) -> str:
     rows = [
         f"| {name} | {last['step']:,} | {last['samples']:,} | {last['loss']:.3f} |" for name, last in figures.items()
     ]

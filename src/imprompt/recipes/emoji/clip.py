@@ -5,12 +5,13 @@ alone would let the vision tower forget what adapters need, so heads that are no
 embedding must tell the teacher's features and an 8 x 8 thumbnail, and every patch token of the penultimate layer the
 colours of its own patch and, four by four, the teacher's local features.
 
-Once a denoiser is being trained the text tower must not change any more; the vision tower may be trained on beside it
-until adapters read it.
+The denoiser's stage trains its own copy of the text tower on; the vision tower may be trained on, beside a frozen text
+tower, until adapters read it.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -164,6 +165,13 @@ class CLIPTask:
         self.targets = self._load_targets()
         self.subjects = torch.from_numpy(pictures.subject_indices)
         self.styles = torch.from_numpy(pictures.styles)
+        self._weights = {
+            "contrast": 1.0,
+            "thumbnail": config.thumbnail_weight,
+            "colours": config.patch_weight,
+            "pooled": config.teacher_weight,
+            "local": config.teacher_weight,
+        }
 
     def _load_targets(self) -> TeacherTargets:
         name = "teacher-all" if self.config.everything else "teacher-things"
@@ -173,32 +181,36 @@ class CLIPTask:
         self, indices: Int[Tensor, " batch"], generator: torch.Generator
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Contrast with captions, thumbnail, patch colours, and the teacher's features."""
-        config, model = self.config, self.model
+        device = self.config.loop.device
         members = self.members[indices]
         mirrored = draw_mirrored(self.mirrorable[members], generator)
         pictures = mirror(self.images[members], mirrored)
-        images = normalise(shift(pictures, draw_offsets(len(members), 3, generator)))
+        images = normalise(shift(pictures, draw_offsets(len(members), 3, generator))).to(device)
         texts, names_style = self.captions.sample(members, generator)
-        seen = model.vision(images, output_hidden_states=True)
-        patches = seen.hidden_states[-2][:, 1:]
-        written = model.text(self.token_ids[texts]).text_embeds
-        fits = caption_fits(self.subjects[members], self.styles[members], names_style)
-        contrast = contrastive_loss(seen.image_embeds, written, fits, model.heads.log_temperature)
-        thumbnail = functional.mse_loss(model.heads.thumbnail(seen.image_embeds).float(), thumbnails(images))
-        colours = functional.mse_loss(model.heads.patch_colours(patches).float(), patch_colours(images))
-        pooled = functional.mse_loss(
-            model.heads.pooled_teacher(seen.image_embeds).float(), self.targets.pooled[indices]
-        )
-        grid = mirror_grid(self.targets.grid[indices], mirrored)
-        local = functional.mse_loss(model.heads.grid_teacher(local_means(patches)).float(), grid)
-        total = (
-            contrast
-            + config.thumbnail_weight * thumbnail
-            + config.patch_weight * colours
-            + config.teacher_weight * (pooled + local)
-        )
-        figures = {"contrast": contrast, "thumbnail": thumbnail, "colours": colours, "pooled": pooled, "local": local}
+        fits = caption_fits(self.subjects[members], self.styles[members], names_style).to(device)
+        pooled, grid = self.targets.pooled[indices], mirror_grid(self.targets.grid[indices], mirrored)
+        seen = self.model.vision(images, output_hidden_states=True)
+        written = self.model.text(self.token_ids[texts].to(device)).text_embeds
+        figures = {
+            "contrast": contrastive_loss(seen.image_embeds, written, fits, self.model.heads.log_temperature),
+            **self._reading_errors(seen, images, TeacherTargets(pooled.to(device), grid.to(device))),
+        }
+        total = torch.stack([self._weights[name] * value for name, value in figures.items()]).sum()
         return total, {name: value.detach() for name, value in figures.items()}
+
+    def _reading_errors(
+        self, seen: Any, images: Float[Tensor, "batch 3 height width"], targets: TeacherTargets
+    ) -> dict[str, Tensor]:
+        """How well the heads read the pictures and the teacher's features off the vision tower."""
+        heads = self.model.heads
+        pooled, patches = seen.image_embeds, seen.hidden_states[-2][:, 1:]
+        readings = {
+            "thumbnail": (heads.thumbnail(pooled), thumbnails(images)),
+            "colours": (heads.patch_colours(patches), patch_colours(images)),
+            "pooled": (heads.pooled_teacher(pooled), targets.pooled),
+            "local": (heads.grid_teacher(local_means(patches)), targets.grid),
+        }
+        return {name: functional.mse_loss(read.float(), target) for name, (read, target) in readings.items()}
 
     def preview(self, step: int) -> None:
         """Write retrieval figures beside the log."""
@@ -268,12 +280,12 @@ def retrieval(
 ) -> dict[str, float]:
     """Top-1 figures on held-out pairs: the full caption among all subjects in that style, and the subject's style."""
     members = pictures.split("held_out_pair")
-    images = normalise(to_tensor(pictures)[members])
+    images = normalise(to_tensor(pictures)[members]).to(vision.device)
     embeds = functional.normalize(torch.cat([vision(part).image_embeds for part in images.split(64)]), dim=-1)
     texts = tuple(full_caption(subject, style) for style in STYLES for subject in pictures.subjects)
-    token_ids = tokenise(texts)
+    token_ids = tokenise(texts).to(text.device)
     written = functional.normalize(torch.cat([text(part).text_embeds for part in token_ids.split(256)]), dim=-1)
-    table = (embeds @ written.T).unflatten(1, (len(STYLES), len(pictures.subjects)))
+    table = (embeds @ written.T).cpu().unflatten(1, (len(STYLES), len(pictures.subjects)))
     styles = torch.from_numpy(pictures.styles)[members]
     subjects = torch.from_numpy(pictures.subject_indices)[members]
     rows = torch.arange(len(members))
@@ -288,7 +300,7 @@ def run(config: CLIPStageConfig) -> Path:
     """Train both towers and hand on their averaged weights in transformers' layout.
 
     Returns:
-        Folder with `text_encoder`, `image_encoder` and `feature_extractor`.
+        Folder with `clip_text_encoder`, `image_encoder` and `feature_extractor`.
     """
     torch.manual_seed(config.loop.seed)
     pictures = dataset.load(everything=config.everything)
@@ -315,7 +327,7 @@ def export(pair: CLIPPair, config: CLIPStageConfig) -> Path:
         pair.load_state_dict(weights)
     target = models_folder()
     if not config.vision_only:
-        pair.text.save_pretrained(target / "text_encoder")
+        pair.text.save_pretrained(target / "clip_text_encoder")
     pair.vision.save_pretrained(target / "image_encoder")
     image_processor().save_pretrained(target / "feature_extractor")
     return target

@@ -31,6 +31,19 @@ logger = logging.getLogger(__name__)
 SIZE = 64
 """Side of the pictures in pixels."""
 
+SHEET_SUBJECTS = (
+    "red apple",
+    "cat face",
+    "dog face",
+    "pizza",
+    "automobile",
+    "rocket",
+    "house",
+    "tulip",
+    "crab",
+    "guitar",
+)
+
 
 @dataclass(frozen=True)
 class EmojiPictures:
@@ -151,20 +164,6 @@ def counts(pictures: EmojiPictures) -> list[tuple[str, int, int]]:
         members = np.flatnonzero(pictures.styles == number).tolist()
         rows.append((style.name, len(members), len(held_out.intersection(members))))
     return rows
-
-
-SHEET_SUBJECTS = (
-    "red apple",
-    "cat face",
-    "dog face",
-    "pizza",
-    "automobile",
-    "rocket",
-    "house",
-    "tulip",
-    "crab",
-    "guitar",
-)
 
 
 def save_sheet(pictures: EmojiPictures, path: Path) -> Path:

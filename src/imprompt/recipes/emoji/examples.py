@@ -1,14 +1,15 @@
-"""Examples for the denoiser and for adapters: noisy latents, what to predict, and the states of a caption."""
+"""Examples for the denoiser and for adapters: noisy latents, what to predict, and a caption."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from imprompt.recipes.emoji.captions import PLAIN, STYLED, caption_table
+from imprompt.recipes.emoji.captions import caption_table
+from imprompt.recipes.emoji.clip import tokenise
 from imprompt.recipes.emoji.dataset import EmojiPictures
-from imprompt.recipes.emoji.latents import latent_views, text_states
+from imprompt.recipes.emoji.latents import latent_views
 from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import build_scheduler
 from imprompt.training.objective import add_noise, diffusion_loss, draw_timesteps, snr_weights, training_target
@@ -37,6 +38,11 @@ class NoisyBatch:
     target: Float[Tensor, "batch channels height width"]
     weights: Float[Tensor, " batch"]
 
+    def to(self, device: str) -> "NoisyBatch":
+        """The same batch on another device; the numbers of pictures and views stay."""
+        moved = ("noisy", "timesteps", "target", "weights")
+        return replace(self, **{name: getattr(self, name).to(device) for name in moved})
+
     def loss(self, prediction: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted error, and the plain one for the log."""
         return (
@@ -46,15 +52,14 @@ class NoisyBatch:
 
 
 class DiffusionExamples:
-    """The training pictures as latents of several views, and their captions as states of the text encoder."""
+    """The training pictures as latents of several views, and their captions as token ids."""
 
     def __init__(self, pictures: EmojiPictures) -> None:
-        """Load, or compute once, what the finished autoencoder and text encoder make of the data."""
-        models = models_folder()
+        """Load, or compute once, what the finished autoencoder makes of the pictures; tokenise the captions."""
         self.members = torch.from_numpy(pictures.split("train"))
-        self.latents = latent_views(models / "vae", pictures)
-        self.captions = caption_table(pictures, styled=STYLED[:2], plain=PLAIN[:1])
-        self.text_states = text_states(models / "text_encoder", self.captions.texts)
+        self.latents = latent_views(models_folder() / "vae", pictures)
+        self.captions = caption_table(pictures)
+        self.token_ids = tokenise(self.captions.texts)
         scheduler = build_scheduler()
         self.alphas_cumprod = scheduler.alphas_cumprod
         self.prediction_type = scheduler.config["prediction_type"]
@@ -79,15 +84,15 @@ class DiffusionExamples:
             weights=snr_weights(alphas, self.prediction_type, gamma=SNR_GAMMA, offset=1.0),
         )
 
-    def caption_states(
+    def captions_of(
         self,
         members: Int[Tensor, " batch"],
         is_empty: Bool[Tensor, " batch"],
         generator: torch.Generator,
         *,
         styled_probability: float,
-    ) -> Float[Tensor, "batch length width"]:
-        """States of a random caption of each picture, of the empty caption where it is dropped.
+    ) -> Int[Tensor, "batch length"]:
+        """Token ids of a random caption of each picture, of the empty caption where it is dropped.
 
         Args:
             members: Numbers of the pictures.
@@ -98,4 +103,4 @@ class DiffusionExamples:
         texts, _ = self.captions.sample(
             members, generator, label_probability=LABEL_PROBABILITY, styled_probability=styled_probability
         )
-        return self.text_states[torch.where(is_empty, 0, texts)].float()
+        return self.token_ids[torch.where(is_empty, 0, texts)]

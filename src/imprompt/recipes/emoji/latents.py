@@ -1,4 +1,4 @@
-"""What later stages read over and over, computed once: latents of views of every picture, text and vision features."""
+"""What later stages read over and over, computed once: latents and vision features of views of every picture."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
 from imprompt.adapter.spec import FeatureSpec
 from imprompt.core.files import atomic_write, sha256_file
 from imprompt.recipes.emoji.augment import may_mirror, mirror, normalise, shift, to_tensor
-from imprompt.recipes.emoji.clip import IMAGE_SIZE, tokenise
+from imprompt.recipes.emoji.clip import IMAGE_SIZE
 from imprompt.recipes.emoji.dataset import EmojiPictures
 from imprompt.recipes.emoji.paths import cache_folder
 from imprompt.training.order import generator_at
@@ -51,18 +51,6 @@ def _encode_views(vae: AutoencoderTiny, pictures: EmojiPictures) -> Tensor:
         latents = torch.cat([vae.encoder(normalise(part)) for part in parts])
         views.append(latents * vae.config["scaling_factor"])
     return torch.stack(views)
-
-
-def text_states(text_folder: Path, texts: tuple[str, ...]) -> Float[Tensor, "texts length width"]:
-    """Last hidden states of all captions in half precision, kept in a file named by the encoder's weights."""
-    name = f"text-{_fingerprint(text_folder)}-{len(texts)}"
-    return _cached(name, lambda: _encode_texts(CLIPTextModelWithProjection.from_pretrained(text_folder), texts))
-
-
-@torch.no_grad()
-def _encode_texts(text_encoder: CLIPTextModelWithProjection, texts: tuple[str, ...]) -> Tensor:
-    parts = tqdm(tokenise(texts).split(256), desc="text states", mininterval=10)
-    return torch.cat([text_encoder(part).last_hidden_state.half() for part in parts])
 
 
 def _fingerprint(folder: Path) -> str:

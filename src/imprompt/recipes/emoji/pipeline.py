@@ -32,16 +32,17 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def build_pipeline(models: Path, unet: UNet2DConditionModel) -> Any:
+def build_pipeline(models: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel | None = None) -> Any:
     """Pipeline of the finished stages around a given denoiser.
 
     Args:
         models: Folder with `vae`, `tokenizer`, `text_encoder`, `image_encoder` and `feature_extractor`.
         unet: The denoiser, finished or not.
+        text_encoder: The text tower that is trained with it; the finished one by default.
     """
     parts: dict[str, Any] = dict(
         vae=AutoencoderTiny.from_pretrained(models / "vae"),
-        text_encoder=without_projection(CLIPTextModelWithProjection.from_pretrained(models / "text_encoder")),
+        text_encoder=text_encoder or CLIPTextModel.from_pretrained(models / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(models / "tokenizer"),
         unet=unet,
         scheduler=build_scheduler(),
@@ -72,6 +73,7 @@ def draw(
     seed: int = 0,
 ) -> torch.Tensor:
     """One picture in [-1, 1] for each prompt, each from noise of its own that depends on the seed alone."""
+    pipeline.to(pipeline.unet.device)
     generators = [torch.Generator().manual_seed(seed + number) for number in range(len(prompts))]
     images = pipeline(
         prompts,
@@ -80,4 +82,4 @@ def draw(
         generator=generators,
         output_type="pt",
     ).images
-    return images * 2 - 1
+    return images.cpu() * 2 - 1

