@@ -26,8 +26,16 @@ def run_timesteps(pipe: Any) -> Tensor:
             "attach to the pipeline instead of its UNet"
         )
     count = getattr(pipe, "_num_timesteps", None) or len(timesteps)
+    begin = _first_step(pipe, len(timesteps), count)
+    return timesteps[begin : begin + count]
+
+
+def _first_step(pipe: Any, length: int, count: int) -> int:
+    told = getattr(pipe.scheduler, "begin_index", None)  # schedulers that keep one are told it by image-to-image
+    if told is not None:
+        return told
     ends_early = getattr(pipe, "denoising_end", None) and not getattr(pipe, "denoising_start", None)
-    return timesteps[:count] if ends_early else timesteps[len(timesteps) - count :]
+    return 0 if ends_early else length - count
 
 
 def progress_bins(timesteps: Float[Tensor, " steps"] | Int[Tensor, " steps"], timestep: Tensor) -> Int[Tensor, " n"]:

@@ -68,5 +68,20 @@ class Conditioning:
                 raise ConditioningError(
                     f"branch {number} has {branch.scale.shape[0]} steps of scale, expected 1 or {NUM_PROGRESS}"
                 )
-            if not torch.isfinite(branch.scale).all():
-                raise ConditioningError(f"branch {number} has a scale that is not finite; give finite weights")
+            _check_parts(number, branch)
+
+
+def _check_parts(number: int, branch: Branch) -> None:
+    rows, num_tokens, _width = branch.tokens.shape
+    wanted = {"null_tokens": tuple(branch.tokens.shape), "token_mask": (rows, num_tokens), "region": (rows,)}
+    for name, shape in wanted.items():
+        part = getattr(branch, name)
+        if part is not None and tuple(part.shape[: len(shape)]) != shape:
+            raise ConditioningError(
+                f"branch {number} has {name} of shape {tuple(part.shape)}, expected {shape}"
+                f"{' and a height and width' if name == 'region' else ''}, to go with its tokens"
+            )
+    for name in ("scale", "region"):
+        part = getattr(branch, name)
+        if part is not None and not torch.isfinite(part).all():
+            raise ConditioningError(f"branch {number} has a {name} that is not finite; give finite numbers")

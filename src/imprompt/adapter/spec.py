@@ -5,7 +5,7 @@ One class a projector kind, so no field exists that a kind does not use and no `
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from imprompt.core.errors import CheckpointError
 
@@ -48,6 +48,9 @@ class ResamplerSpec:
 
 
 ProjectorSpec = LinearSpec | MLPSpec | ResamplerSpec
+
+MAX_SIZE = 2**20  # larger numbers come from damaged files, and would make us build layers without end
+MAX_DEPTH = 1024
 
 PROJECTOR_KINDS: dict[str, type[ProjectorSpec]] = {"linear": LinearSpec, "mlp": MLPSpec, "resampler": ResamplerSpec}
 
@@ -111,7 +114,7 @@ class AdapterSpec:
         """Read `to_json`'s text.
 
         Raises:
-            CheckpointError: the text is not a spec (unknown kind, missing or unknown field).
+            CheckpointError: the text is not a spec (unknown kind, missing or unknown field, impossible value).
         """
         try:
             return cls._from_fields(json.loads(text))
@@ -131,4 +134,35 @@ class AdapterSpec:
             "site_indices": tuple(fields["site_indices"]),
             "site_widths": tuple(fields["site_widths"]),
         }
-        return cls(**fields)
+        spec = cls(**fields)
+        check_spec(spec)
+        return spec
+
+
+def check_spec(spec: AdapterSpec) -> None:
+    """Refuse what a file can say and no adapter can be.
+
+    Raises:
+        ValueError: a field has an impossible value.
+    """
+    for name, allowed in (("family", Family), ("null_image", NullImage)):
+        if getattr(spec, name) not in get_args(allowed):
+            raise ValueError(f"{name} is {getattr(spec, name)!r}, expected one of {', '.join(get_args(allowed))}")
+    claimed: Any = spec  # its fields are what a file says, whatever their types say
+    if claimed.features.layer not in get_args(Layer) or not isinstance(claimed.features.index, int | None):
+        raise ValueError(f"no such features: {claimed.features.layer!r}[{claimed.features.index!r}]")
+    if not isinstance(claimed.name, str) or not isinstance(claimed.features.encoder, str):
+        raise ValueError("the names of the adapter and of its encoder must be texts")
+    if len(spec.site_indices) != len(spec.site_widths) or len(set(spec.site_indices)) != len(spec.site_indices):
+        raise ValueError(f"{len(spec.site_indices)} site numbers, {len(spec.site_widths)} widths; expected one each")
+    _check_sizes(spec)
+
+
+def _check_sizes(spec: AdapterSpec) -> None:
+    sizes = (*asdict(spec.projector).values(), spec.features.width, spec.cross_attention_dim, *spec.site_widths)
+    wrong = [size for size in sizes if type(size) is not int or not 0 < size <= MAX_SIZE]
+    wrong += [index for index in spec.site_indices if type(index) is not int or not 0 <= index <= MAX_SIZE]
+    if not wrong and isinstance(spec.projector, ResamplerSpec) and spec.projector.depth > MAX_DEPTH:
+        wrong = [spec.projector.depth]
+    if wrong:
+        raise ValueError(f"a size of {wrong[0]!r}, expected a whole number from 1 to {MAX_SIZE:,}")

@@ -100,7 +100,7 @@ class FusedProcessor:
 
     @property
     def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The stock processor's class: diffusers asks by `__class__` whether processors may be replaced, and by what."""
+        """The stock processor's: diffusers asks by `__class__` whether processors may be replaced, and by what."""
         return type(self.stock)
 
     def __call__(

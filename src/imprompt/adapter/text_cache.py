@@ -9,8 +9,8 @@ from torch import Tensor, nn
 def is_plain(linear: nn.Module) -> bool:
     """Whether a projection is a bare linear layer: no LoRA, no quantisation, no hook, no replaced forward.
 
-    Only then is its output a function of its input and its parameters alone. (An inference tensor counts no versions, so
-    a change in place would not show.)
+    Only then is its output a function of its input and its parameters alone. (An inference tensor counts no versions,
+    so a change in place would not show.)
     """
     return (
         type(linear) is nn.Linear

@@ -135,7 +135,9 @@ def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in variant(name).state_dict().items()}
 
 
-@pytest.mark.parametrize(("name", "family", "projector", "encoder", "count"), VARIANTS, ids=[each[0] for each in VARIANTS])
+@pytest.mark.parametrize(
+    ("name", "family", "projector", "encoder", "count"), VARIANTS, ids=[each[0] for each in VARIANTS]
+)
 def test_published_variant(name: str, family: str, projector: ProjectorSpec, encoder: str, count: int) -> None:
     assert variant(name).num_parameters == count
     spec = identify(shapes_of(name))

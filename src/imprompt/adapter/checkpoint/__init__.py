@@ -83,10 +83,8 @@ def save_adapter(
 
 def _spec_of(path: Path) -> AdapterSpec:
     shapes, metadata = read_header(path)
-    if SPEC_KEY in metadata:
-        return AdapterSpec.from_json(metadata[SPEC_KEY])
     try:
-        return identify(shapes)
+        return AdapterSpec.from_json(metadata[SPEC_KEY]) if SPEC_KEY in metadata else identify(shapes)
     except CheckpointError as error:
         raise type(error)(f"{path.name}: {error}") from error
 

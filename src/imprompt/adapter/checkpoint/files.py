@@ -1,6 +1,5 @@
 """Tensors in and out of files, safely: safetensors as they are, pickles as bare tensors after a size check."""
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +42,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with _open_safetensors(path) as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        comparable = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isfinite of its own
+        if not torch.isfinite(comparable).all():
             raise CheckpointError(
                 f"{path.name}: {key!r} holds NaN or infinite weights; the file is damaged, get another"
             )
@@ -79,17 +79,34 @@ def _open_safetensors(path: Path) -> Any:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    _check_size(path)
     try:
+        _check_size(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged or hostile pickle ends in any of a dozen kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{path.name} is refused: it does not load as bare tensors ({str(error).splitlines()[0]}); "
+            f"{path.name} is refused: it does not load as bare tensors ({reason[:200]}); "
             "a pickle may run code, so get the .safetensors file instead"
         ) from error
-    if not isinstance(content, dict) or not set(SECTIONS) <= set(content):
+    if not isinstance(content, dict) or not all(isinstance(content.get(section), dict) for section in SECTIONS):
         raise UnknownFormat(f"{path.name} is no adapter: expected a dictionary with 'image_proj' and 'ip_adapter'")
-    return {f"{section}.{key}": tensor for section in SECTIONS for key, tensor in content[section].items()}
+    tensors = {f"{section}.{key}": tensor for section in SECTIONS for key, tensor in content[section].items()}
+    for key, tensor in tensors.items():
+        if not _is_whole(tensor):
+            raise CheckpointError(f"{path.name}: {key!r} is no ordinary tensor with all its numbers; get another file")
+    return tensors
+
+
+def _is_whole(tensor: Any) -> bool:
+    """Whether a tensor's numbers are all there; one that claims more than its storage would fill memory when read."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _check_size(path: Path) -> None:

@@ -15,6 +15,7 @@ from imprompt.adapter.spec import (
     MLPSpec,
     ProjectorSpec,
     ResamplerSpec,
+    check_spec,
 )
 from imprompt.core.errors import CheckpointError, UnknownFormat
 
@@ -54,6 +55,17 @@ def identify(shapes: Shapes) -> AdapterSpec:
         UnknownFormat: no adapter of a kind that imprompt knows.
         CheckpointError: an adapter with parts missing.
     """
+    try:
+        spec = _identify(shapes)
+        check_spec(spec)
+    except (ArithmeticError, LookupError, ValueError) as error:
+        raise CheckpointError(
+            f"an adapter whose tensors have shapes that no adapter has ({error}); get the file again"
+        ) from error
+    return spec
+
+
+def _identify(shapes: Shapes) -> AdapterSpec:
     widths, token_width = _sites(shapes)
     projector = _projector({key.removeprefix("image_proj."): shape for key, shape in shapes.items()})
     if projector.width != token_width:

@@ -1,0 +1,294 @@
+"""torch.compile with image prompts; run by `test_compile.py` in a process of its own, where nothing checks types.
+
+A type checker on every function would break the graphs that are counted here.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from imprompt.adapter.attach import attach
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(params=[True, False], ids=["fused", "taps"])
+def fuse(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+def num_graphs() -> int:
+    """Graphs compiled so far. A recompilation adds one. The first run makes one or two: where a wrapper is compiled,
+    torch calls the UNet's own hooks outside of its graph, and so compiles the hook for itself.
+    """
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def compiled(pipe: Any, *, backend: str = "eager", in_place: bool = False) -> Any:
+    if in_place:
+        pipe.unet.compile(fullgraph=True, backend=backend)
+    else:
+        pipe.unet = torch.compile(pipe.unet, fullgraph=True, backend=backend)
+    return pipe
+
+
+def two_rows(pipe: Any, **options: Any) -> Tensor:
+    return tiny.generate(pipe, ["a cat", "a dog"], steps=3, **options)
+
+
+def prompts(adapter: Any, **options: Any) -> Any:
+    return tiny.conditioning(tiny.branch(adapter, 2, **options))
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+def expected(adapter: Any, *conditionings: Any) -> list[Tensor]:
+    """What the pipeline gives for each conditioning without compilation."""
+    pipe = tiny.pipeline(family="small")
+    outputs = []
+    with attach(pipe, adapter) as images:
+        for conditioning in conditionings:
+            images.set(conditioning)
+            outputs.append(two_rows(pipe))
+    return outputs
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in-place"])
+def test_no_recompilation_when_prompts_weights_scales_change(in_place: bool, fuse: bool) -> None:
+    pipe = tiny.pipeline(family="small")
+    adapter = tiny.adapter(pipe.unet)
+    sets = [
+        prompts(adapter),
+        prompts(adapter, seed=5),
+        prompts(adapter, weight=0.3),
+        prompts(adapter, weight=[0.0, 1.5]),
+        prompts(adapter, weight=0.0),
+    ]
+    wanted = expected(adapter, *sets)
+    assert all((a - b).abs().max() > 0.1 for a, b in zip(wanted, wanted[1:], strict=False))
+    compiled(pipe, in_place=in_place)
+    settled = 0
+    with attach(pipe, adapter, fuse=fuse) as images:
+        for number, conditioning in enumerate(sets):
+            images.set(conditioning)
+            assert close(two_rows(pipe), wanted[number])
+            settled = settled or num_graphs()
+            assert num_graphs() == settled <= 2
+        two_rows(pipe, guidance_scale=3.0, seed=1)
+        assert num_graphs() == settled
+
+
+def test_aot_graph_is_whole(fuse: bool) -> None:
+    pipe = tiny.pipeline(family="small")
+    adapter = tiny.adapter(pipe.unet, "resampler")
+    wanted = expected(adapter, prompts(adapter), prompts(adapter, seed=2, weight=0.5))
+    compiled(pipe, backend="aot_eager")
+    with attach(pipe, adapter, fuse=fuse) as images:
+        images.set(prompts(adapter))
+        assert close(two_rows(pipe), wanted[0])
+        images.set(prompts(adapter, seed=2, weight=0.5))
+        settled = num_graphs()
+        assert close(two_rows(pipe), wanted[1])
+    assert num_graphs() == settled <= 2
+
+
+def test_windows_and_masks_change_without_recompilation(fuse: bool) -> None:
+    pipe = tiny.pipeline(family="small")
+    adapter = tiny.adapter(pipe.unet)
+    region = torch.zeros(2, 16, 16)
+    region[..., :8] = 1
+    sets = [
+        prompts(adapter, schedule=tiny.window(0.0, 0.5), region=region),
+        prompts(adapter, schedule=tiny.window(0.5, 1.0), region=region),
+        prompts(adapter, schedule=tiny.window(0.0, 1.0), region=1 - region),
+        prompts(adapter, schedule=torch.linspace(0, 1, 1001), region=region, weight=[1.0, 0.2]),
+    ]
+    wanted = expected(adapter, *sets)
+    assert all((a - b).abs().max() > 0.1 for a, b in zip(wanted, wanted[1:], strict=False))
+    compiled(pipe)
+    settled = 0
+    with attach(pipe, adapter, fuse=fuse) as images:
+        for number, conditioning in enumerate(sets):
+            images.set(conditioning)
+            assert close(two_rows(pipe), wanted[number])
+            settled = settled or num_graphs()
+            assert num_graphs() == settled <= 2
+
+
+def test_number_of_steps_does_not_recompile() -> None:
+    pipe = compiled(tiny.pipeline(family="small"))
+    adapter = tiny.adapter(pipe.unet)
+    with attach(pipe, adapter) as images:
+        images.set(prompts(adapter, schedule=tiny.window(0.0, 0.5)))
+        for steps in (2, 5, 3):
+            tiny.generate(pipe, ["a cat", "a dog"], steps=steps)
+    assert num_graphs() <= 2
+
+
+def test_two_prompts_of_two_adapters(fuse: bool) -> None:
+    pipe = tiny.pipeline(family="small")
+    adapters = [tiny.adapter(pipe.unet, "linear"), tiny.adapter(pipe.unet, "mlp", seed=3)]
+    parts = [tiny.branch(adapters[0], 2), tiny.branch(adapters[1], 2, number=1, schedule=tiny.window(0, 0.5))]
+    with attach(pipe, *adapters) as images:
+        images.set(tiny.conditioning(*parts))
+        wanted = two_rows(pipe)
+    compiled(pipe)
+    with attach(pipe, *adapters, fuse=fuse) as images:
+        images.set(tiny.conditioning(*parts))
+        assert close(two_rows(pipe), wanted)
+    assert num_graphs() <= 2
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in-place"])
+def test_attach_and_detach_after_compilation_take_effect(in_place: bool, fuse: bool) -> None:
+    pipe = compiled(tiny.pipeline(family="small"), in_place=in_place)
+    adapter = tiny.adapter(pipe.unet)
+    wanted = expected(adapter, prompts(adapter))[0]
+    plain = two_rows(pipe)
+    assert not close(plain, wanted)
+    for _ in range(2):
+        with attach(pipe, adapter, fuse=fuse) as images:
+            assert close(two_rows(pipe), plain)
+            images.set(prompts(adapter))
+            assert close(two_rows(pipe), wanted)
+            images.set(None)
+            assert close(two_rows(pipe), plain)
+        assert close(two_rows(pipe), plain)
+
+
+def test_compilation_after_attaching(fuse: bool) -> None:
+    pipe = tiny.pipeline(family="small")
+    adapter = tiny.adapter(pipe.unet)
+    wanted = expected(adapter, prompts(adapter))[0]
+    plain = two_rows(pipe)
+    with attach(pipe, adapter, fuse=fuse) as images:
+        compiled(pipe)
+        images.set(prompts(adapter))
+        assert close(two_rows(pipe), wanted)
+    assert close(two_rows(pipe), plain)
+
+
+def test_compiled_unet_without_a_pipeline(fuse: bool) -> None:
+    host = tiny.unet("small")
+    adapter = tiny.adapter(host)
+    inputs = tiny.host_inputs(host, 2)
+    plain = tiny.call(host, inputs)
+    with attach(host, adapter) as images:
+        images.set(prompts(adapter))
+        wanted = tiny.call(host, inputs)
+    model = torch.compile(host, fullgraph=True, backend="eager")
+    assert close(tiny.call(model, inputs), plain)
+    with attach(model, adapter, fuse=fuse) as images:
+        images.set(prompts(adapter))
+        assert close(tiny.call(model, inputs), wanted)
+    assert close(tiny.call(model, inputs), plain)
+
+
+def test_unet_compiled_elsewhere(fuse: bool) -> None:
+    """The UNet itself is attached to, and the program calls a compiled wrapper that the attachment never saw."""
+    host = tiny.unet("small")
+    adapter = tiny.adapter(host)
+    inputs = tiny.host_inputs(host, 2)
+    plain = tiny.call(host, inputs)
+    model = torch.compile(host, fullgraph=True, backend="eager")
+    assert close(tiny.call(model, inputs), plain)
+    with attach(host, adapter, fuse=fuse) as images:
+        images.set(prompts(adapter))
+        wanted = tiny.call(host, inputs)
+        assert not close(wanted, plain)
+        assert close(tiny.call(model, inputs), wanted)
+    assert close(tiny.call(model, inputs), plain)
+
+
+def test_compiled_forward(fuse: bool) -> None:
+    """Only `forward` is compiled, as many recipes do: the hooks of the UNet run as they are."""
+    pipe = tiny.pipeline(family="small")
+    adapter = tiny.adapter(pipe.unet)
+    schedule = tiny.window(0.0, 0.5)
+    wanted = expected(adapter, prompts(adapter, schedule=schedule), prompts(adapter, seed=2, schedule=schedule))
+    pipe.unet.forward = torch.compile(pipe.unet.forward, fullgraph=True, backend="eager")
+    plain = two_rows(pipe)
+    with attach(pipe, adapter, fuse=fuse) as images:
+        images.set(prompts(adapter, schedule=schedule))
+        assert close(two_rows(pipe), wanted[0])
+        settled = num_graphs()
+        images.set(prompts(adapter, seed=2, schedule=schedule))
+        assert close(two_rows(pipe), wanted[1])
+        assert num_graphs() == settled
+    assert close(two_rows(pipe), plain)
+
+
+def test_compiled_blocks(fuse: bool) -> None:
+    """Only the transformer blocks are compiled (`compile_repeated_blocks`)."""
+    pipe = tiny.pipeline(family="small")
+    adapter = tiny.adapter(pipe.unet)
+    wanted = expected(adapter, prompts(adapter))[0]
+    pipe.unet.compile_repeated_blocks(fullgraph=True, backend="eager")
+    plain = two_rows(pipe)
+    with attach(pipe, adapter, fuse=fuse) as images:
+        images.set(prompts(adapter))
+        assert close(two_rows(pipe), wanted)
+    assert close(two_rows(pipe), plain)
+
+
+def test_number_of_images_under_compilation() -> None:
+    pipe = tiny.pipeline(family="small")
+    adapter = tiny.adapter(pipe.unet)
+    with attach(pipe, adapter) as images:
+        images.set(prompts(adapter))
+        wanted = [two_rows(pipe), two_rows(pipe, num_images_per_prompt=2), two_rows(pipe, guidance_scale=1.0)]
+    compiled(pipe)
+    with attach(pipe, adapter) as images:
+        images.set(prompts(adapter))
+        options: list[dict[str, Any]] = [{}, {"num_images_per_prompt": 2}, {"guidance_scale": 1.0}]
+        for each, output in zip(options, wanted, strict=True):
+            assert close(two_rows(pipe, **each), output)
+
+
+def test_lora_loaded_after_attaching(fuse: bool) -> None:
+    from peft import LoraConfig
+
+    def load(pipe: Any) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            targets = ["to_q", "to_k", "to_v", "to_out.0"]
+            pipe.unet.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+
+    pipe = tiny.pipeline(family="small")
+    adapter = tiny.adapter(pipe.unet)
+    load(pipe)
+    with attach(pipe, adapter) as images:
+        images.set(prompts(adapter))
+        wanted = two_rows(pipe)
+
+    pipe = tiny.pipeline(family="small")
+    pipe.unet.compile(fullgraph=True, backend="eager")
+    with attach(pipe, adapter, fuse=fuse) as images:
+        images.set(prompts(adapter))
+        assert not close(two_rows(pipe), wanted)
+        load(pipe)
+        assert close(two_rows(pipe), wanted)
+
+
+def test_text_is_not_kept_across_compiled_calls() -> None:
+    """A graph must compute the text's keys from the text that it is given."""
+    host = tiny.unet("small")
+    adapter = tiny.adapter(host)
+    model = torch.compile(host, fullgraph=True, backend="eager")
+    with attach(model, adapter) as images:
+        images.set(prompts(adapter))
+        for seed in (0, 7):
+            inputs = tiny.host_inputs(host, 2, seed=seed)
+            assert close(tiny.call(model, inputs), tiny.call(host, inputs))
