@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from imprompt.adapter.attach import attach
+from imprompt.adapter.text_cache import TextCache
 from tests import tiny
 
 
@@ -233,6 +234,19 @@ def test_text_is_projected_once_a_run() -> None:
     assert ours_one == stock_one == 2 * len(sites)
     assert stock_four == 4 * stock_one
     assert ours_four == ours_one
+
+
+def test_nothing_outlives_its_run() -> None:
+    """A change through `.data` shows nowhere, so each run begins with an empty cache, for the same text too."""
+    attention = cross_attention(tiny.unet("small"))
+    cache, text = TextCache(), tiny.rand(1, 3, tiny.TEXT_WIDTH)
+    first, second = object(), object()
+    with torch.no_grad():
+        before = cache.get(attention, text, first)[0]
+        attention.to_k.weight.data.mul_(2)
+        assert cache.get(attention, text, first)[0] is before
+        assert torch.equal(cache.get(attention, text, second)[0], before * 2)
+        assert cache.get(attention, text, None)[0] is not cache.get(attention, text, None)[0]
 
 
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds")

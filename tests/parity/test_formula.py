@@ -50,7 +50,7 @@ def test_every_site(family: str, fuse: bool) -> None:
 
         return hook
 
-    branches = [(tiny.branch(adapter, 2, weight=0.6), 0.6), (tiny.branch(adapter, 2, weight=1.3, seed=4), 1.3)]
+    branches = [(tiny.branch(adapter, 2, weight=0.6), 0.6), (tiny.branch(adapter, 2, weight=-1.3, seed=4), -1.3)]
     with attach(host, adapter, fuse=fuse) as images:
         images.set(tiny.conditioning(*(branch for branch, _scale in branches)))
         for site in images.sites:

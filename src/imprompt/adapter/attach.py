@@ -244,6 +244,7 @@ def rows_and_scales(timestep: Tensor, handle: int, batch: int) -> tuple[Tensor, 
     Opaque to the compiler, so guidance, prompts, weights and schedules can change under a graph without a new one.
     """
     attachment = _live[handle]
+    attachment._refresh_taps()
     rows = attachment.bank_rows(batch)
     index = torch.tensor(rows, device=timestep.device)
     if all(bank.schedule is None for bank in attachment._banks):
@@ -254,6 +255,7 @@ def rows_and_scales(timestep: Tensor, handle: int, batch: int) -> tuple[Tensor, 
 @rows_and_scales.register_fake
 def _(timestep: Tensor, handle: int, batch: int) -> tuple[Tensor, Tensor]:
     attachment = _live[handle]
+    attachment._refresh_taps()  # at tracing, and so before the sites are traced: a LoRA may have come since
     shape = (len(attachment._banks), len(attachment.sites), batch)
     return timestep.new_empty((batch,), dtype=torch.int64), timestep.new_empty(shape, dtype=torch.float32)
 

