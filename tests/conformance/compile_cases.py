@@ -27,6 +27,12 @@ def fuse(request: pytest.FixtureRequest) -> bool:
     return request.param
 
 
+# Every case traces a UNet a few times, so not every combination is tried.
+WAYS = pytest.mark.parametrize(
+    ("in_place", "fuse"), [(False, True), (False, False), (True, True)], ids=["wrapped", "wrapped-taps", "in-place"]
+)
+
+
 def num_graphs() -> int:
     """Graphs compiled so far. A recompilation adds one. The first run makes one or two: where a wrapper is compiled,
     torch calls the UNet's own hooks outside of its graph, and so compiles the hook for itself.
@@ -65,7 +71,7 @@ def expected(adapter: Any, *conditionings: Any) -> list[Tensor]:
     return outputs
 
 
-@pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in-place"])
+@WAYS
 def test_no_recompilation_when_prompts_weights_scales_change(in_place: bool, fuse: bool) -> None:
     pipe = tiny.pipeline(family="small")
     adapter = tiny.adapter(pipe.unet)
@@ -90,12 +96,12 @@ def test_no_recompilation_when_prompts_weights_scales_change(in_place: bool, fus
         assert num_graphs() == settled
 
 
-def test_aot_graph_is_whole(fuse: bool) -> None:
+def test_aot_graph_is_whole() -> None:
     pipe = tiny.pipeline(family="small")
     adapter = tiny.adapter(pipe.unet, "resampler")
     wanted = expected(adapter, prompts(adapter), prompts(adapter, seed=2, weight=0.5))
     compiled(pipe, backend="aot_eager")
-    with attach(pipe, adapter, fuse=fuse) as images:
+    with attach(pipe, adapter) as images:
         images.set(prompts(adapter))
         assert close(two_rows(pipe), wanted[0])
         images.set(prompts(adapter, seed=2, weight=0.5))
@@ -104,7 +110,7 @@ def test_aot_graph_is_whole(fuse: bool) -> None:
     assert num_graphs() == settled <= 2
 
 
-def test_windows_and_masks_change_without_recompilation(fuse: bool) -> None:
+def test_windows_and_masks_change_without_recompilation() -> None:
     pipe = tiny.pipeline(family="small")
     adapter = tiny.adapter(pipe.unet)
     region = torch.zeros(2, 16, 16)
@@ -119,7 +125,7 @@ def test_windows_and_masks_change_without_recompilation(fuse: bool) -> None:
     assert all((a - b).abs().max() > 0.1 for a, b in zip(wanted, wanted[1:], strict=False))
     compiled(pipe)
     settled = 0
-    with attach(pipe, adapter, fuse=fuse) as images:
+    with attach(pipe, adapter) as images:
         for number, conditioning in enumerate(sets):
             images.set(conditioning)
             assert close(two_rows(pipe), wanted[number])
@@ -137,7 +143,7 @@ def test_number_of_steps_does_not_recompile() -> None:
     assert num_graphs() <= 2
 
 
-def test_two_prompts_of_two_adapters(fuse: bool) -> None:
+def test_two_prompts_of_two_adapters() -> None:
     pipe = tiny.pipeline(family="small")
     adapters = [tiny.adapter(pipe.unet, "linear"), tiny.adapter(pipe.unet, "mlp", seed=3)]
     parts = [tiny.branch(adapters[0], 2), tiny.branch(adapters[1], 2, number=1, schedule=tiny.window(0, 0.5))]
@@ -145,58 +151,40 @@ def test_two_prompts_of_two_adapters(fuse: bool) -> None:
         images.set(tiny.conditioning(*parts))
         wanted = two_rows(pipe)
     compiled(pipe)
-    with attach(pipe, *adapters, fuse=fuse) as images:
+    with attach(pipe, *adapters) as images:
         images.set(tiny.conditioning(*parts))
         assert close(two_rows(pipe), wanted)
     assert num_graphs() <= 2
 
 
-@pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in-place"])
+@WAYS
 def test_attach_and_detach_after_compilation_take_effect(in_place: bool, fuse: bool) -> None:
     pipe = compiled(tiny.pipeline(family="small"), in_place=in_place)
     adapter = tiny.adapter(pipe.unet)
     wanted = expected(adapter, prompts(adapter))[0]
     plain = two_rows(pipe)
     assert not close(plain, wanted)
-    for _ in range(2):
-        with attach(pipe, adapter, fuse=fuse) as images:
-            assert close(two_rows(pipe), plain)
-            images.set(prompts(adapter))
-            assert close(two_rows(pipe), wanted)
-            images.set(None)
-            assert close(two_rows(pipe), plain)
+    with attach(pipe, adapter, fuse=fuse) as images:
+        images.set(prompts(adapter))
+        assert close(two_rows(pipe), wanted)
+        images.set(None)
         assert close(two_rows(pipe), plain)
+    assert close(two_rows(pipe), plain)
 
 
-def test_compilation_after_attaching(fuse: bool) -> None:
+def test_compilation_after_attaching() -> None:
     pipe = tiny.pipeline(family="small")
     adapter = tiny.adapter(pipe.unet)
     wanted = expected(adapter, prompts(adapter))[0]
     plain = two_rows(pipe)
-    with attach(pipe, adapter, fuse=fuse) as images:
+    with attach(pipe, adapter) as images:
         compiled(pipe)
         images.set(prompts(adapter))
         assert close(two_rows(pipe), wanted)
     assert close(two_rows(pipe), plain)
 
 
-def test_compiled_unet_without_a_pipeline(fuse: bool) -> None:
-    host = tiny.unet("small")
-    adapter = tiny.adapter(host)
-    inputs = tiny.host_inputs(host, 2)
-    plain = tiny.call(host, inputs)
-    with attach(host, adapter) as images:
-        images.set(prompts(adapter))
-        wanted = tiny.call(host, inputs)
-    model = torch.compile(host, fullgraph=True, backend="eager")
-    assert close(tiny.call(model, inputs), plain)
-    with attach(model, adapter, fuse=fuse) as images:
-        images.set(prompts(adapter))
-        assert close(tiny.call(model, inputs), wanted)
-    assert close(tiny.call(model, inputs), plain)
-
-
-def test_unet_compiled_elsewhere(fuse: bool) -> None:
+def test_unet_compiled_elsewhere() -> None:
     """The UNet itself is attached to, and the program calls a compiled wrapper that the attachment never saw."""
     host = tiny.unet("small")
     adapter = tiny.adapter(host)
@@ -204,7 +192,7 @@ def test_unet_compiled_elsewhere(fuse: bool) -> None:
     plain = tiny.call(host, inputs)
     model = torch.compile(host, fullgraph=True, backend="eager")
     assert close(tiny.call(model, inputs), plain)
-    with attach(host, adapter, fuse=fuse) as images:
+    with attach(host, adapter, fuse=False) as images:
         images.set(prompts(adapter))
         wanted = tiny.call(host, inputs)
         assert not close(wanted, plain)
@@ -212,7 +200,7 @@ def test_unet_compiled_elsewhere(fuse: bool) -> None:
     assert close(tiny.call(model, inputs), plain)
 
 
-def test_compiled_forward(fuse: bool) -> None:
+def test_compiled_forward() -> None:
     """Only `forward` is compiled, as many recipes do: the hooks of the UNet run as they are."""
     pipe = tiny.pipeline(family="small")
     adapter = tiny.adapter(pipe.unet)
@@ -220,7 +208,7 @@ def test_compiled_forward(fuse: bool) -> None:
     wanted = expected(adapter, prompts(adapter, schedule=schedule), prompts(adapter, seed=2, schedule=schedule))
     pipe.unet.forward = torch.compile(pipe.unet.forward, fullgraph=True, backend="eager")
     plain = two_rows(pipe)
-    with attach(pipe, adapter, fuse=fuse) as images:
+    with attach(pipe, adapter) as images:
         images.set(prompts(adapter, schedule=schedule))
         assert close(two_rows(pipe), wanted[0])
         settled = num_graphs()
@@ -230,14 +218,14 @@ def test_compiled_forward(fuse: bool) -> None:
     assert close(two_rows(pipe), plain)
 
 
-def test_compiled_blocks(fuse: bool) -> None:
-    """Only the transformer blocks are compiled (`compile_repeated_blocks`)."""
+def test_compiled_blocks() -> None:
+    """Only the transformer blocks are compiled (`compile_repeated_blocks`): a graph for each site, so few of them."""
     pipe = tiny.pipeline(family="small")
     adapter = tiny.adapter(pipe.unet)
     wanted = expected(adapter, prompts(adapter))[0]
     pipe.unet.compile_repeated_blocks(fullgraph=True, backend="eager")
     plain = two_rows(pipe)
-    with attach(pipe, adapter, fuse=fuse) as images:
+    with attach(pipe, adapter) as images:
         images.set(prompts(adapter))
         assert close(two_rows(pipe), wanted)
     assert close(two_rows(pipe), plain)

@@ -267,3 +267,29 @@ def test_training_never_caches() -> None:
         if images:
             images.detach()
     assert torch.equal(*gradients)
+
+
+def test_processors_that_outlive_the_attachment_are_stock() -> None:
+    """Somebody kept them (diffusers does, to undo the fusing of projections) and puts them back afterwards."""
+    pipe = tiny.pipeline()
+    plain = tiny.generate(pipe, ["a cat"])
+    adapter = tiny.adapter(pipe.unet)
+    with attach(pipe, adapter) as images:
+        kept = dict(pipe.unet.attn_processors)
+        images.set(tiny.conditioning(tiny.branch(adapter, 1)))
+        assert not torch.equal(tiny.generate(pipe, ["a cat"]), plain)
+    for name, processor in kept.items():
+        pipe.unet.get_submodule(name.removesuffix(".processor")).processor = processor
+    assert torch.equal(tiny.generate(pipe, ["a cat"]), plain)
+
+
+def test_gradients_after_a_call_without_them() -> None:
+    """A preview in the middle of training leaves no rows behind that know nothing of gradients."""
+    host = tiny.pipeline().unet
+    adapter = tiny.adapter(host).requires_grad_(True)
+    inputs = tiny.host_inputs(host)
+    with attach(host, adapter) as images:
+        images.set(tiny.conditioning(tiny.branch(adapter, len(inputs["sample"]))))
+        tiny.call(host, inputs)
+        host(**inputs).sample.sum().backward()
+    assert all(parameter.grad is not None for parameter in adapter.ip_adapter.parameters())

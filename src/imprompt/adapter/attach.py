@@ -70,7 +70,7 @@ class Attachment:
         """
         if not self._attached:
             raise ConditioningError("this attachment was detached; attach the adapter again")
-        self._bound, self._banks = None, ()
+        self._bound, self._banks, self._frame.branches = None, (), ()
         for tap in self._taps:
             tap.query = None
         if conditioning is not None:
@@ -88,7 +88,11 @@ class Attachment:
         for tap, fused in zip(self._taps, self._fused, strict=True):
             if fused is not None and tap.attention.processor is fused:
                 tap.attention.processor = fused.stock
-        self._frame, self._banks, self._bound = Frame(), (), None
+        for fused in self._fused:
+            if fused is not None:
+                fused.text_cache.clear()
+        self._frame.is_live, self._frame.branches, self._frame.run = False, (), None
+        self._banks, self._bound = (), None
         self._forget_compiled()
 
     def __enter__(self: Bond) -> Bond:
@@ -170,7 +174,8 @@ class Attachment:
         if not self._banks:
             return ()
         rows = self.bank_rows(sample.shape[0])
-        key = (rows, sample.device)
+        # Rows that were picked without gradients serve no call that wants some.
+        key = (rows, sample.device, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
         if self._bound is None or self._bound[0] != key:
             index = torch.tensor(rows, device=sample.device)
             self._bound = (key, tuple(bank.bind(index, None) for bank in self._banks))
@@ -178,7 +183,7 @@ class Attachment:
         if any(bank.schedule is not None for bank in self._banks):
             scales = self.scales_at(torch.as_tensor(timestep), rows)
             for branch, bank, scale in zip(bound, self._banks, scales, strict=True):
-                branch.schedule = None if bank.schedule is None else scale
+                branch.schedule = None if bank.schedule is None else scale.to(sample.device)
         return bound
 
     def _bind_compiled(self, sample: Tensor, timestep: Any) -> tuple[BoundBranch, ...]:
@@ -197,7 +202,7 @@ class Attachment:
         Raises:
             ConditioningError: the batch does not fit the guidance and the rows that were set.
         """
-        layout = self.guidance or layout_of(self.pipe)
+        layout = self.guidance or layout_of(self.pipe, batch)
         if "negative" in LAYOUTS[layout] and not all(bank.has_null for bank in self._banks):
             raise ConditioningError(
                 f"guidance '{layout}' has negative rows, but a prompt has no null tokens; give the conditioning some"
@@ -222,6 +227,8 @@ def attach(
 ) -> Attachment:
     """Attach adapters to a pipeline's UNet, or to a bare UNet.
 
+    Attaching and detaching reset `torch.compiler`, so that no graph goes on without, or with, the taps.
+
     Args:
         target: a diffusers pipeline with a `UNet2DConditionModel`, or that UNet.
         adapters: what to attach.
@@ -237,7 +244,7 @@ def attach(
     return Attachment(target, *adapters, offload=offload, fuse=fuse, guidance=guidance)
 
 
-@torch.library.custom_op("imprompt::rows_and_scales", mutates_args=())
+@torch.library.custom_op("imprompt::rows_and_scales", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def rows_and_scales(timestep: Tensor, handle: int, batch: int) -> tuple[Tensor, Tensor]:
     """What a compiled graph asks for at every call: rows of the banks [batch], scales [branches, sites, batch].
 

@@ -33,12 +33,17 @@ class Bank:
     def bind(self, index: Int[Tensor, " batch"], schedule: Float[Tensor, "sites batch"] | None) -> "BoundBranch":
         """The rows of the denoiser's batch, each with its own keys, values, mask and scale."""
         return BoundBranch(
-            keys=[keys.index_select(0, index) for keys in self.keys],
-            values=[values.index_select(0, index) for values in self.values],
-            token_mask=None if self.token_mask is None else self.token_mask.index_select(0, index),
-            region=None if self.region is None else self.region.index_select(0, index),
+            keys=[_rows(keys, index) for keys in self.keys],
+            values=[_rows(values, index) for values in self.values],
+            token_mask=None if self.token_mask is None else _rows(self.token_mask, index),
+            region=None if self.region is None else _rows(self.region, index),
             schedule=schedule,
         )
+
+
+def _rows(stored: Tensor, index: Int[Tensor, " batch"]) -> Tensor:
+    """Chosen rows, on the index's device: the pipeline may have moved since the prompts were set."""
+    return stored.to(index.device).index_select(0, index)
 
 
 @dataclass(kw_only=True)

@@ -44,5 +44,5 @@ def progress_bins(timesteps: Float[Tensor, " steps"] | Int[Tensor, " steps"], ti
     Progress is `step / number of steps`, so it begins at 0 and ends short of 1.
     """
     wanted = timestep.to(timesteps.device).reshape(-1, 1)
-    step = (timesteps[None].double() - wanted).abs().argmin(dim=1)
+    step = (timesteps[None].float() - wanted.float()).abs().argmin(dim=1)  # not double: Apple's devices have none
     return torch.round(step * ((NUM_PROGRESS - 1) / len(timesteps))).long()

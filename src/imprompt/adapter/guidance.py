@@ -17,12 +17,21 @@ LAYOUTS: dict[str, tuple[Part, ...]] = {
 }
 
 
-def layout_of(pipe: Any) -> str:
+def layout_of(pipe: Any, batch: int | None = None) -> str:
     """The layout of the run that a pipeline is in the middle of.
 
+    Args:
+        pipe: the pipeline.
+        batch: rows of the denoiser's call, where the layout may depend on it.
+
     Raises:
-        ConditioningError: the pipeline does not tell whether it uses classifier-free guidance.
+        ConditioningError: the pipeline does not tell whether it uses classifier-free guidance, or mixes the rows.
     """
+    if "Panorama" in type(pipe).__name__ and batch is not None and batch > 2:
+        raise ConditioningError(
+            f"{type(pipe).__name__} called the denoiser with a batch of {batch}, in which negative and positive rows "
+            "alternate; make one picture with view_batch_size=1"
+        )
     guided = getattr(pipe, "do_classifier_free_guidance", None)
     if guided is None:
         raise ConditioningError(

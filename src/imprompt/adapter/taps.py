@@ -21,11 +21,13 @@ class Frame:
         branches: the image branches, bound to the rows of this call.
         size: height and width of the latent.
         run: an object that lasts as long as the run; None if there is no pipeline to tell.
+        is_live: whether the attachment is; its processors may outlive it where somebody else had kept them.
     """
 
     branches: tuple[BoundBranch, ...] = ()
     size: tuple[int, int] = (0, 0)
     run: object | None = None
+    is_live: bool = True
 
 
 class SiteTap:
@@ -114,7 +116,8 @@ class FusedProcessor:
         **kwargs: Any,
     ) -> Tensor:
         """Attend to the text and to the images; the signature is the stock processor's."""
-        if encoder_hidden_states is None or attention_mask is not None or args or kwargs or not _is_usual(attn):
+        is_odd = attention_mask is not None or args or kwargs or not _is_usual(attn)
+        if encoder_hidden_states is None or is_odd or not self.tap.frame.is_live:
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
         query = split_heads(attn.to_q(hidden_states), attn.heads)
         self.tap.query = None  # taken here, so the taps have nothing to add

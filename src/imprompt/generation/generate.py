@@ -67,8 +67,9 @@ def generate(
     seeds = tuple(range(request.seed, request.seed + request.num_images))
     batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
     pictures: list[Image.Image] = []
-    provenance = _describe(pipe, attachment, request, options)  # first, so that no picture is lost to a missing file
     with _prompted(pipe, attachment, [request], options):
+        # before sampling, so that no picture is lost to a missing file; after the prompts, which may load an encoder
+        provenance = _describe(pipe, attachment, request, options)
         for number, batch in enumerate(batches):
             arguments = {"prompt": request.prompt, "num_images_per_prompt": len(batch), **options}
             if request.negative_prompt is not None:
@@ -103,8 +104,8 @@ def generate_rows(
     if any(row.negative_prompt is not None for row in rows):
         arguments["negative_prompt"] = [row.negative_prompt or "" for row in rows]
     seeds = [row.seed for row in rows if row.seed is not None]
-    provenances = [_describe(pipe, attachment, row, options) for row in rows]
     with _prompted(pipe, attachment, rows, options):
+        provenances = [_describe(pipe, attachment, row, options) for row in rows]
         pictures = _sample(pipe, rows[0], seeds, arguments, progress)
     return [
         Result(images=(picture,), seeds=(seed,), provenance=provenance)

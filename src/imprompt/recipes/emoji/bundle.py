@@ -75,7 +75,8 @@ def _write_pipeline(models: Path, target: Path) -> None:
     build_pipeline(models, unet).save_pretrained(target)
     for file in target.rglob("*.safetensors"):
         _halve(file)
-    _forget_derived_setting(target / "vae" / "config.json")
+    for file in target.rglob("config.json"):
+        _clean(file)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(models / "tokenizer" / name, target / "tokenizer" / name)
 
@@ -86,10 +87,12 @@ def _halve(file: Path) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def _forget_derived_setting(file: Path) -> None:
-    """Drop a value that `AutoencoderTiny` derives itself, and warns about when it meets it in a file."""
+def _clean(file: Path) -> None:
+    """Drop where the model was made, and a value that `AutoencoderTiny` derives itself and warns about."""
     settings = json.loads(file.read_text())
-    settings.pop("block_out_channels", None)
+    settings.pop("_name_or_path", None)
+    if settings.get("_class_name") == "AutoencoderTiny":
+        settings.pop("block_out_channels", None)
     file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
