@@ -157,22 +157,15 @@ def feature_spec(kind: str) -> FeatureSpec:
 
 
 def official_projector_spec(kind: str, *, width: int = TEXT_WIDTH) -> ProjectorSpec:
-    """Narrow, and otherwise as published: other programs count on 4 or 257 tokens, heads of 64, depth 4."""
+    """Narrow, else as published: other programs count on 4 or 257 tokens, heads of 64, depth 4."""
     match kind:
         case "linear":
             return LinearSpec(feature_width=VISION_PROJECTION, num_tokens=4, width=width)
         case "mlp":
             return MLPSpec(feature_width=VISION_WIDTH, hidden_width=VISION_WIDTH, num_tokens=257, width=width)
         case _:
-            return ResamplerSpec(
-                feature_width=VISION_WIDTH,
-                inner_width=16,
-                depth=4,
-                num_heads=2,
-                head_width=64,
-                num_tokens=16,
-                width=width,
-            )
+            sizes = {"inner_width": 16, "depth": 4, "num_heads": 2, "head_width": 64, "num_tokens": 16}
+            return ResamplerSpec(feature_width=VISION_WIDTH, width=width, **sizes)
 
 
 def adapter(

@@ -84,7 +84,7 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
         **settings_for(base, steps=steps, guidance_scale=guidance_scale),
     )
     check_pictures(prompts)
-    with memory_advice():
+    with plain_words():
         with busy("loading"):
             pipe = load_base(base, scheduler, offload)
             attachment = attach_adapter(pipe, base, adapter, encoder, offload) if prompts else None
@@ -205,13 +205,17 @@ def make(pipe: Any, attachment: "PipelineAttachment | None", request: "Request",
 
 
 @contextmanager
-def memory_advice() -> Iterator[None]:
-    """Say what helps where an accelerator's memory does not suffice."""
+def plain_words() -> Iterator[None]:
+    """Say in a sentence what a pipeline says in a traceback: memory that does not suffice, settings it refuses."""
     import torch
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+            raise
         raise ImpromptError(
-            "the accelerator's memory does not suffice; try --offload, a smaller --size, or fewer --num-images"
+            "the memory does not suffice; try --offload, a smaller --size, or fewer --num-images"
         ) from error
+    except ValueError as error:
+        raise PromptError(f"the pipeline refuses these settings: {error}") from error

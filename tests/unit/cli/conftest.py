@@ -34,6 +34,7 @@ def run(capsys):
     """Run the command line; its exit status, standard output and standard error."""
 
     def call(*arguments):
+        capsys.readouterr()  # what making the test's models printed is not the command's
         with pytest.raises(SystemExit) as caught:
             main([str(argument) for argument in arguments])
         printed = capsys.readouterr()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from imprompt.adapter.checkpoint import save_adapter
 from imprompt.cli import generate as command
@@ -82,6 +83,8 @@ def test_another_base_with_its_adapter(embedded, run, cat, tmp_path):
         (("a", "--size", "large"), "--size is 'large'"),
         (("a", "--size", "33"), "expected a multiple of 2"),
         (("a", "--steps", "0"), "steps is 0"),
+        (("a", "--steps", "100000"), "the pipeline refuses these settings"),
+        (("-i", "bomb.png"), "at most 64 million"),
         (("a", "--scheduler", "fast"), "unknown scheduler"),
         (("a", "--output", "out.jpg"), "give a name that ends in .png"),
         (("a", "--base", "nowhere"), "not a file or folder here"),
@@ -89,6 +92,8 @@ def test_another_base_with_its_adapter(embedded, run, cat, tmp_path):
 )
 def test_bad_input_is_one_line_and_no_file(embedded, run, cat, tmp_path, arguments, words):
     make_bad_files(tmp_path, embedded)
+    if "bomb.png" in arguments:
+        Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     places = {"BASE": embedded, "ENCODER": tmp_path / "encoder"}
     before = sorted(tmp_path.rglob("*"))
     arguments = [places.get(argument, argument) for argument in arguments]
