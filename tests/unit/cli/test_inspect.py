@@ -31,7 +31,7 @@ def test_a_file_with_its_spec(embedded, run):
 
 
 def official(tmp_path, **changes):
-    """A file of the shapes of `ip-adapter-plus_sd15`, without a spec, and without its megabytes."""
+    """A file of the shapes of `ip-adapter-plus_sd15`, without a spec, in half precision."""
     sites = {f"ip_adapter.{number}.to_{part}_ip.weight": (320, 768) for number in range(1, 32, 2) for part in "kv"}
     layers = {
         f"image_proj.layers.{layer}.{name}": shape
@@ -53,7 +53,7 @@ def official(tmp_path, **changes):
     content = {"image_proj": {}, "ip_adapter": {}}
     for key, shape in shapes.items():
         section, _, name = key.partition(".")
-        content[section][name] = torch.zeros(1).expand(shape)
+        content[section][name] = torch.zeros(shape, dtype=torch.float16)
     torch.save(content, path)
     assert isinstance(Adapter, type) and identify(shapes)
     return path
