@@ -31,3 +31,10 @@ def test_there_are_blocks():
 def test_readme_picture_is_there():
     for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / path).is_file(), path
+
+
+def test_readme_has_no_gaps_and_names_files_that_are_there():
+    text = (ROOT / "README.md").read_text()
+    assert not re.findall(r"^[A-Z]{4,}$", text, re.MULTILINE)
+    for path in re.findall(r"`(src/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
