@@ -7,28 +7,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from imprompt.adapter.families import Family, family_named, family_of
+from imprompt.adapter.key_values import build_key_values
+from imprompt.adapter.lora import add_lora
 from imprompt.adapter.projectors import build_projector
-from imprompt.adapter.sites import find_sites
-from imprompt.adapter.spec import AdapterSpec, Family, FeatureSpec, NullImage, ProjectorSpec
+from imprompt.adapter.sites import submodule
+from imprompt.adapter.spec import (
+    AdapterSpec,
+    FacePlusSpec,
+    FeatureSpec,
+    KeyValueSpec,
+    LinearKVSpec,
+    NullImage,
+    ProjectorSpec,
+)
 from imprompt.core.errors import EncoderMismatch
-
-# (cross_attention_dim, number of sites) -> family; every other UNet is plain "unet".
-FAMILIES: dict[tuple[int, int], Family] = {(768, 16): "sd1", (1024, 16): "sd2", (2048, 70): "sdxl"}
-
-
-class SiteProjection(nn.Module):
-    """`W'_k` and `W'_v` of one site (equation 4): image tokens to keys and values, without biases."""
-
-    def __init__(self, token_width: int, width: int) -> None:
-        super().__init__()
-        self.to_k_ip = nn.Linear(token_width, width, bias=False)
-        self.to_v_ip = nn.Linear(token_width, width, bias=False)
-
-    def forward(
-        self, tokens: Float[Tensor, "rows tokens token_width"]
-    ) -> tuple[Float[Tensor, "rows tokens width"], Float[Tensor, "rows tokens width"]]:
-        """Keys and values of the tokens."""
-        return self.to_k_ip(tokens), self.to_v_ip(tokens)
 
 
 class Adapter(nn.Module):
@@ -47,10 +40,12 @@ class Adapter(nn.Module):
         self.image_proj = build_projector(spec.projector)
         self.ip_adapter = nn.ModuleDict(
             {
-                str(index): SiteProjection(spec.cross_attention_dim, width)
+                str(index): build_key_values(spec.key_values, spec.cross_attention_dim, width)
                 for index, width in zip(spec.site_indices, spec.site_widths, strict=True)
             }
         )
+        if spec.lora is not None:
+            _add_lora(self.ip_adapter, spec)
 
     @property
     def num_parameters(self) -> int:
@@ -67,24 +62,63 @@ class Adapter(nn.Module):
         """Where its weights are."""
         return next(self.parameters()).device
 
-    def project(self, features: Float[Tensor, "batch *length feature"]) -> Float[Tensor, "batch tokens width"]:
+    @property
+    def sites(self) -> list[Any]:
+        """What makes keys and values, in checkpoint order."""
+        return [self.ip_adapter[str(index)] for index in self.spec.site_indices]
+
+    def project(
+        self,
+        features: Float[Tensor, "batch *length feature"],
+        *,
+        crop: Float[Tensor, "batch crop_length crop_feature"] | None = None,
+        structure: float = 1.0,
+    ) -> Float[Tensor, "batch tokens width"]:
         """Features of an image encoder to image tokens.
+
+        Where the tokens depend on the timestep (`spec.is_timed`) the features are checked and given back: they become
+        tokens at every step.
+
+        Args:
+            features: what `spec.features` says.
+            crop: what `spec.face_crop` says, where the projector reads that too.
+            structure: how strongly the crop counts beside the face embedding (FaceID-Plus version 2).
 
         Raises:
             EncoderMismatch: the features are not those that this adapter was trained on.
         """
-        need = self.spec.features
-        ndim = 2 if need.layer == "image_embeds" else 3
-        if features.shape[-1] != need.width or features.ndim != ndim:
+        spec = self.spec
+        self._check(features, spec.features)
+        features = features.to(self.device, self.dtype)
+        if spec.is_timed:
+            return features
+        if not isinstance(spec.projector, FacePlusSpec) or spec.face_crop is None:
+            return self.image_proj(features)
+        if crop is None:
+            raise EncoderMismatch(
+                f"{spec.name!r} reads, beside the face embedding, {describe_features(spec.face_crop)} of the aligned "
+                "face; give both"
+            )
+        self._check(crop, spec.face_crop)
+        return self.image_proj(features, crop.to(self.device, self.dtype), structure)
+
+    def _check(self, features: Tensor, need: FeatureSpec) -> None:
+        if features.shape[-1] != need.width or features.ndim != (3 if need.is_sequence else 2):
             raise EncoderMismatch(
                 f"{self.spec.name!r} wants {describe_features(need)}; got features of shape {tuple(features.shape)}, "
                 f"width {features.shape[-1]}. Load the image encoder {need.encoder}."
             )
-        return self.image_proj(features.to(self.device, self.dtype))
 
     def keys_values(self, tokens: Float[Tensor, "rows tokens width"]) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the tokens at every site, in checkpoint order."""
-        return [site(tokens.to(self.device, self.dtype)) for site in self.ip_adapter.values()]
+        return [site(tokens.to(self.device, self.dtype)) for site in self.sites]
+
+    def timed_keys_values(
+        self, features: Float[Tensor, "rows length feature"], timestep: Tensor, mask: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values at every site, where they depend on a timestep [rows]; a mask tells real features."""
+        tokens, time = self.image_proj(features.to(self.device, self.dtype), timestep.to(self.device), mask)
+        return [site(tokens, time) for site in self.sites]
 
     def extra_repr(self) -> str:
         """The variant in one line."""
@@ -102,40 +136,61 @@ def describe_features(features: FeatureSpec) -> str:
 
 
 def new_adapter(
-    host: nn.Module, projector: ProjectorSpec, features: FeatureSpec, *, null_image: NullImage, name: str
+    host: nn.Module,
+    projector: ProjectorSpec,
+    features: FeatureSpec,
+    *,
+    null_image: NullImage,
+    name: str,
+    family: str | None = None,
+    key_values: KeyValueSpec | None = None,
 ) -> Adapter:
     """A fresh adapter for a host, its keys and values initialised from the host's text keys and values (section 3.2.2).
 
     Args:
-        host: the UNet that it will be attached to.
-        projector: shape of the projector; its `width` must be the host's cross-attention width.
+        host: the denoiser that it will be attached to.
+        projector: shape of the projector; its `width` is that of the tokens.
         features: what the image encoder delivers.
         null_image: how "no image" is expressed.
         name: the variant's name.
+        family: how it acts on the host; by default the host's own family.
+        key_values: how keys and values are made; by default one linear layer each.
 
     Raises:
-        HostMismatch: the host has no cross-attention.
+        HostMismatch: the host is of no family that imprompt knows.
     """
-    sites = find_sites(host)
-    width = projector.width
+    kind: Family = family_of(host) if family is None else family_named(family)
+    sites = kind.sites(host)
     spec = AdapterSpec(
         name=name,
-        family=FAMILIES.get((width, len(sites)), "unet"),
+        family=kind.name,
         projector=projector,
         features=features,
         null_image=null_image,
-        cross_attention_dim=width,
+        cross_attention_dim=projector.width,
         site_indices=tuple(site.index for site in sites),
         site_widths=tuple(site.query_width for site in sites),
+        key_values=LinearKVSpec() if key_values is None else key_values,
     )
     adapter = Adapter(spec)
-    for site in sites:
-        _copy_text_projection(adapter.ip_adapter[str(site.index)], host.get_submodule(site.name))
+    if isinstance(spec.key_values, LinearKVSpec):
+        for site, made in zip(sites, adapter.sites, strict=True):
+            _copy_text_projection(made, host, site.text_keys)
     return adapter
 
 
 @torch.no_grad()
-def _copy_text_projection(projection: Any, attention: Any) -> None:
-    if projection.to_k_ip.weight.shape == attention.to_k.weight.shape:
-        projection.to_k_ip.weight.copy_(attention.to_k.weight)
-        projection.to_v_ip.weight.copy_(attention.to_v.weight)
+def _copy_text_projection(made: Any, host: nn.Module, text_keys: str) -> None:
+    parent, _, name = text_keys.rpartition(".")
+    for layer, fresh in ((name, made.to_k_ip), (name.replace("k", "v"), made.to_v_ip)):
+        text: Any = submodule(host, f"{parent}.{layer}")
+        if text is not None and text.weight.shape == fresh.weight.shape:
+            fresh.weight.copy_(text.weight)
+
+
+def _add_lora(parts: nn.ModuleDict, spec: AdapterSpec) -> None:
+    assert spec.lora is not None
+    for index, width, key_width in zip(spec.lora.indices, spec.lora.widths, spec.lora.key_widths, strict=True):
+        if str(index) not in parts:
+            parts[str(index)] = nn.Module()
+        add_lora(parts[str(index)], rank=spec.lora.rank, width=width, key_width=key_width)

@@ -1,24 +1,28 @@
 """Attach adapters to a host and take them off again: afterwards the host is what it was, bit for bit."""
 
+import inspect
 import itertools
 import logging
 import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from imprompt.adapter.adapter import Adapter
-from imprompt.adapter.bank import Bank, BoundBranch, build_bank
+from imprompt.adapter.bank import Bank, BoundBranch, TimedBank, build_bank
 from imprompt.adapter.clock import progress_bins, run_timesteps
-from imprompt.adapter.conditioning import Conditioning
-from imprompt.adapter.guidance import LAYOUTS, bank_rows, layout_of
-from imprompt.adapter.sites import Site, find_sites
+from imprompt.adapter.conditioning import Branch, Conditioning
+from imprompt.adapter.families import HostCall
+from imprompt.adapter.fit import check_fit, common_family, pipe_and_host, sites_of
+from imprompt.adapter.guidance import LAYOUTS, CallCounter, bank_rows, layout_of
+from imprompt.adapter.lora import LoraHooks
 from imprompt.adapter.taps import Frame, FusedProcessor, SiteTap, is_stock
-from imprompt.core.errors import ConditioningError, HostMismatch
+from imprompt.core.errors import ConditioningError
 
 logger = logging.getLogger(__name__)
 
@@ -33,26 +37,37 @@ class Attachment:
     """The live bond between adapters and a host; a context manager.
 
     Attributes:
-        pipe: the pipeline, or None if a bare UNet was given.
-        host: the UNet.
-        adapters: the attached adapters.
+        pipe: the pipeline, or None if a bare denoiser was given.
+        host: the denoiser.
+        adapters: the attached adapters, all of one family.
+        family: how they act on the host.
         sites: the host's sites, in checkpoint order.
     """
 
     def __init__(
-        self, target: Any, *adapters: Adapter, offload: bool = False, fuse: bool = True, guidance: str | None = None
+        self,
+        target: Any,
+        *adapters: Adapter,
+        offload: bool = False,
+        fuse: bool = True,
+        guidance: str | None = None,
+        lora_scale: float = 1.0,
     ) -> None:
-        self.pipe, self.host = _pipe_and_host(target)
+        self.pipe, self.host = pipe_and_host(target)
         self.adapters = adapters
-        self.sites = find_sites(self.host)
+        self.family = common_family(adapters)
+        self.sites = sites_of(self.family, self.host)
         for adapter in adapters:
-            _check_fit(adapter, self.sites, self.host)
+            check_fit(adapter, self.sites, self.host)
         if guidance is not None and guidance not in LAYOUTS:
             raise ConditioningError(f"unknown guidance {guidance!r}; expected one of {', '.join(LAYOUTS)}")
         self.offload = offload
         self.guidance = guidance if guidance is not None or self.pipe is not None else "none"
+        self.lora_scale = lora_scale
         self._frame = Frame()
-        self._banks: tuple[Bank, ...] = ()
+        self._calls = CallCounter()
+        self._parameters = tuple(inspect.signature(self.host.forward).parameters)
+        self._banks: tuple[Bank | TimedBank, ...] = ()
         self._bound: tuple[Any, tuple[BoundBranch, ...]] | None = None
         self._attached = False
         self._handle = next(_handles)
@@ -72,7 +87,7 @@ class Attachment:
             raise ConditioningError("this attachment was detached; attach the adapter again")
         self._bound, self._banks, self._frame.branches = None, (), ()
         for tap in self._taps:
-            tap.query = None
+            tap.forget()
         if conditioning is not None:
             self._banks = tuple(self._bank(branch) for branch in conditioning.branches)
 
@@ -83,7 +98,7 @@ class Attachment:
         self._attached = False
         for hook in self._hooks:
             hook.remove()
-        for tap in self._taps:
+        for tap in (*self._taps, *self._loras):
             tap.remove()
         for tap, fused in zip(self._taps, self._fused, strict=True):
             if fused is not None and tap.attention.processor is fused:
@@ -107,13 +122,10 @@ class Attachment:
         return f"{type(self).__name__}({names} on {type(self.host).__name__}, {len(self.sites)} sites, {state})"
 
     def _install(self, fuse: bool) -> None:
-        modules = [self.host.get_submodule(site.name) for site in self.sites]
-        self._taps = [
-            SiteTap(site, position, module, self._frame)
-            for position, (site, module) in enumerate(zip(self.sites, modules, strict=True))
-        ]
+        self._loras = self._install_loras()  # before the taps, which read what the changed layers give
+        self._taps = [SiteTap(site, position, self.host, self._frame) for position, site in enumerate(self.sites)]
         self._fused = [
-            FusedProcessor(tap, tap.attention.processor) if fuse and is_stock(tap.attention.processor) else None
+            FusedProcessor(tap, tap.attention.processor) if fuse and is_stock(tap.attention) else None
             for tap in self._taps
         ]
         for tap, fused in zip(self._taps, self._fused, strict=True):
@@ -127,20 +139,37 @@ class Attachment:
         self._attached = True
         self._forget_compiled()
 
+    def _install_loras(self) -> list[LoraHooks]:
+        changing = [adapter for adapter in self.adapters if adapter.spec.lora is not None]
+        if not changing:
+            return []
+        assert self.family.lora_names is not None  # `check_fit` saw to it
+        names = self.family.lora_names(self.host)
+        for adapter in changing:
+            adapter.to(self.device)
+        return [LoraHooks(self.host, names, adapter.ip_adapter, self.lora_scale) for adapter in changing]
+
     def _forget_compiled(self) -> None:
         # A graph that was compiled before the hooks changed does not look at hooks again, and a host cannot tell who
         # compiled it. Without anything compiled this costs nothing.
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
 
-    def _bank(self, branch: Any) -> Bank:
+    def _bank(self, branch: Branch) -> Bank | TimedBank:
         if not 0 <= branch.adapter < len(self.adapters):
             raise ConditioningError(
                 f"a prompt names adapter {branch.adapter}, but {len(self.adapters)} are attached; count from 0"
             )
-        device = self.device
+        device, family = self.device, self.family
         with _on_device(self.adapters[branch.adapter], device, self.offload) as adapter:
-            return build_bank(adapter, branch, self.sites, device=device, dtype=_floating_dtype(self.host))
+            return build_bank(
+                adapter,
+                branch,
+                self.sites,
+                device=device,
+                dtype=_floating_dtype(self.host),
+                host_tokens=None if family.host_tokens is None else partial(family.host_tokens, self.host),
+            )
 
     @property
     def device(self) -> torch.device:
@@ -150,109 +179,130 @@ class Attachment:
 
     def _before(self, _host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Prepare a call of the host: which rows, which step."""
-        sample = args[0] if args else kwargs["sample"]
-        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        self._frame.size = (sample.shape[-2], sample.shape[-1])
+        call = self.family.read(self.host, dict(zip(self._parameters, args)) | kwargs)  # noqa: B905  (some are named)
+        self._frame.size, self._frame.num_queries, self._frame.index = call.size, call.num_queries, call.index
+        if call.part == "skip":
+            self._frame.branches = ()
+            return
         if torch.compiler.is_compiling():
-            self._frame.branches = self._bind_compiled(sample, timestep)
+            self._frame.branches = self._bind_compiled(call)
             return
         self._refresh_taps()
         self._frame.run = getattr(getattr(self.pipe, "scheduler", None), "timesteps", None)
-        self._frame.branches = self._bind(sample, timestep)
+        self._frame.branches = self._bind(call)
 
     def _after(self, *_: Any) -> None:
         if torch.compiler.is_compiling():
             self._frame.branches = ()  # else the graph would return them
 
     def _refresh_taps(self) -> None:
+        stale = [lora for lora in self._loras if not lora.is_current]
+        for lora in stale:
+            lora.install()
         for tap in self._taps:
-            if not tap.is_current:
+            if stale or not tap.is_current:
                 tap.remove()
                 tap.install()
 
-    def _bind(self, sample: Tensor, timestep: Any) -> tuple[BoundBranch, ...]:
+    def _bind(self, call: HostCall) -> tuple[BoundBranch, ...]:
         if not self._banks:
             return ()
-        rows = self.bank_rows(sample.shape[0])
+        rows = self.bank_rows(call.batch, call.part)
         # Rows that were picked without gradients serve no call that wants some.
-        key = (rows, sample.device, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        if self._bound is None or self._bound[0] != key:
-            index = torch.tensor(rows, device=sample.device)
-            self._bound = (key, tuple(bank.bind(index, None) for bank in self._banks))
+        key = (rows, call.device, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        is_timed = any(bank.is_timed for bank in self._banks)
+        if self._bound is None or self._bound[0] != key or is_timed:
+            index = torch.tensor(rows, device=call.device)
+            self._bound = (key, tuple(bank.bind(index, None, call.raw_timestep) for bank in self._banks))
         bound = self._bound[1]
         if any(bank.schedule is not None for bank in self._banks):
-            scales = self.scales_at(torch.as_tensor(timestep), rows)
+            scales = self.scales_at(torch.as_tensor(call.timestep), rows)
             for branch, bank, scale in zip(bound, self._banks, scales, strict=True):
-                branch.schedule = None if bank.schedule is None else scale.to(sample.device)
+                branch.schedule = None if bank.schedule is None else scale.to(call.device)
         return bound
 
-    def _bind_compiled(self, sample: Tensor, timestep: Any) -> tuple[BoundBranch, ...]:
+    def _bind_compiled(self, call: HostCall) -> tuple[BoundBranch, ...]:
         if not self._banks:
             return ()
-        timestep = torch.as_tensor(timestep, device=sample.device)
-        rows, scales = torch.ops.imprompt.rows_and_scales(timestep, self._handle, sample.shape[0])
+        timestep = torch.as_tensor(call.timestep, device=call.device)
+        rows, scales = torch.ops.imprompt.rows_and_scales(timestep, self._handle, call.batch, call.part or "")
         return tuple(
-            bank.bind(rows, None if bank.schedule is None else scales[number].to(sample.dtype))
+            bank.bind(rows, None if bank.schedule is None else scales[number].to(call.dtype), call.raw_timestep)
             for number, bank in enumerate(self._banks)
         )
 
-    def bank_rows(self, batch: int) -> tuple[int, ...]:
+    def bank_rows(self, batch: int, part: str | None = None) -> tuple[int, ...]:
         """Which row of the banks conditions each row of a host's batch of this size.
+
+        Args:
+            batch: rows of the host's call.
+            part: which half of guidance the call is, where it says so itself.
 
         Raises:
             ConditioningError: the batch does not fit the guidance and the rows that were set.
         """
-        layout = self.guidance or layout_of(self.pipe, batch)
-        if "negative" in LAYOUTS[layout] and not all(bank.has_null for bank in self._banks):
+        layout = part or self.guidance or layout_of(self.pipe, batch, self.family.guidance)
+        if layout == "separate":
+            layout = self._calls.part(self.pipe)
+        has_null = self._banks[0].has_null
+        if "negative" in LAYOUTS[layout] and not has_null:
             raise ConditioningError(
-                f"guidance '{layout}' has negative rows, but a prompt has no null tokens; give the conditioning some"
+                f"guidance '{layout}' has negative rows, but the conditioning has no tokens for them; give null_tokens"
             )
         return bank_rows(layout, rows=self._banks[0].rows, batch=batch)
 
     def scales_at(self, timestep: Tensor, rows: tuple[int, ...]) -> Tensor:
         """Scale of every branch, site and row of the host's batch at a timestep: [branches, sites, batch]."""
-        bins = progress_bins(run_timesteps(self.pipe), timestep)
+        is_constant = all(bank.schedule is None or bank.schedule.shape[0] == 1 for bank in self._banks)
+        bins = timestep.new_zeros(1).long() if is_constant else progress_bins(run_timesteps(self.pipe), timestep)
         index = torch.tensor([row % self._banks[0].rows for row in rows], device=bins.device)
         return torch.stack([self._scale(bank, bins, index) for bank in self._banks])
 
-    def _scale(self, bank: Bank, bins: Tensor, index: Tensor) -> Tensor:
+    def _scale(self, bank: Bank | TimedBank, bins: Tensor, index: Tensor) -> Tensor:
         if bank.schedule is None:
             return torch.ones(len(self.sites), len(index), device=index.device)
-        table = bank.schedule.to(bins.device)[bins][..., index]
-        return table[0] if len(bins) == 1 else table.diagonal(dim1=0, dim2=2)
+        table = bank.schedule.to(bins.device)
+        table = table[bins if len(table) > 1 else bins[:1] * 0][..., index]
+        return table[0] if len(table) == 1 else table.diagonal(dim1=0, dim2=2)
 
 
 def attach(
-    target: Any, *adapters: Adapter, offload: bool = False, fuse: bool = True, guidance: str | None = None
+    target: Any,
+    *adapters: Adapter,
+    offload: bool = False,
+    fuse: bool = True,
+    guidance: str | None = None,
+    lora_scale: float = 1.0,
 ) -> Attachment:
-    """Attach adapters to a pipeline's UNet, or to a bare UNet.
+    """Attach adapters to a pipeline's denoiser, or to a bare one.
 
     Attaching and detaching reset `torch.compiler`, so that no graph goes on without, or with, the taps.
 
     Args:
-        target: a diffusers pipeline with a `UNet2DConditionModel`, or that UNet.
+        target: a diffusers pipeline, or its denoiser.
         adapters: what to attach.
         offload: move the adapters' weights off the device whenever they have done their work in `set`.
         fuse: put a faster processor with the same output in place of diffusers' stock one.
-        guidance: the layout of a batch, one of `guidance.LAYOUTS`; by default the pipeline tells. A bare UNet has
+        guidance: the layout of a batch, one of `guidance.LAYOUTS`; by default the pipeline tells. A bare denoiser has
             positive rows alone unless this says otherwise.
+        lora_scale: how strongly the changes act that some adapters make to the host's own attentions (FaceID).
 
     Raises:
-        HostMismatch: the adapter was made for a host of another shape.
+        HostMismatch: the adapter was made for another host, or the adapters for different ones.
         ConditioningError: the guidance is unknown.
     """
-    return Attachment(target, *adapters, offload=offload, fuse=fuse, guidance=guidance)
+    return Attachment(target, *adapters, offload=offload, fuse=fuse, guidance=guidance, lora_scale=lora_scale)
 
 
 @torch.library.custom_op("imprompt::rows_and_scales", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def rows_and_scales(timestep: Tensor, handle: int, batch: int) -> tuple[Tensor, Tensor]:
+def rows_and_scales(timestep: Tensor, handle: int, batch: int, part: str) -> tuple[Tensor, Tensor]:
     """What a compiled graph asks for at every call: rows of the banks [batch], scales [branches, sites, batch].
 
     Opaque to the compiler, so guidance, prompts, weights and schedules can change under a graph without a new one.
     """
     attachment = _live[handle]
     attachment._refresh_taps()
-    rows = attachment.bank_rows(batch)
+    rows = attachment.bank_rows(batch, part or None)
     index = torch.tensor(rows, device=timestep.device)
     if all(bank.schedule is None for bank in attachment._banks):
         return index, timestep.new_zeros((len(attachment._banks), len(attachment.sites), batch), dtype=torch.float32)
@@ -260,7 +310,7 @@ def rows_and_scales(timestep: Tensor, handle: int, batch: int) -> tuple[Tensor, 
 
 
 @rows_and_scales.register_fake
-def _(timestep: Tensor, handle: int, batch: int) -> tuple[Tensor, Tensor]:
+def _(timestep: Tensor, handle: int, batch: int, part: str) -> tuple[Tensor, Tensor]:
     attachment = _live[handle]
     attachment._refresh_taps()  # at tracing, and so before the sites are traced: a LoRA may have come since
     shape = (len(attachment._banks), len(attachment.sites), batch)
@@ -289,30 +339,3 @@ def _floating_dtype(host: nn.Module) -> torch.dtype:
     floating = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     dtypes = (parameter.dtype for parameter in host.parameters())
     return next((dtype for dtype in dtypes if dtype in floating), torch.float32)
-
-
-def _pipe_and_host(target: Any) -> tuple[Any, nn.Module]:
-    host = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
-    if not isinstance(host, nn.Module):
-        raise HostMismatch(
-            f"{type(target).__name__} has no UNet to attach to; pass a diffusers pipeline with a UNet2DConditionModel"
-        )
-    pipe = None if isinstance(target, nn.Module) else target
-    return pipe, getattr(host, "_orig_mod", host)
-
-
-def _check_fit(adapter: Adapter, sites: tuple[Site, ...], host: nn.Module) -> None:
-    spec = adapter.spec
-    wanted = (spec.cross_attention_dim, len(spec.site_widths))
-    found = (sites[0].key_width, len(sites))
-    if wanted != found:
-        raise HostMismatch(
-            f"{spec.name!r} wants a {spec.family} UNet with {wanted[1]} cross-attentions of width {wanted[0]}; "
-            f"{type(host).__name__} has {found[1]} of width {found[0]}. Load the base that the adapter was made for."
-        )
-    for site, index, width in zip(sites, spec.site_indices, spec.site_widths, strict=True):
-        if (site.index, site.query_width) != (index, width):
-            raise HostMismatch(
-                f"{spec.name!r} has keys of width {width} at number {index}; {site.name} of {type(host).__name__} has "
-                f"width {site.query_width} at number {site.index}. Load the base that the adapter was made for."
-            )

@@ -45,6 +45,12 @@ def level_size(size: tuple[int, int], num_queries: int) -> tuple[int, int] | Non
     return (height, width) if height * width == num_queries else None
 
 
+def frames_of(size: tuple[int, int], num_queries: int) -> int | None:
+    """How many frames of a size have `num_queries` cells together; None if no whole number of them does."""
+    frames, rest = divmod(num_queries, size[0] * size[1])
+    return None if rest or not frames else frames
+
+
 def region_weight(
     region: Float[Tensor, "batch height width"], size: tuple[int, int]
 ) -> Float[Tensor, "batch 1 length 1"]:

@@ -1,17 +1,21 @@
 """Keys and values of image tokens, computed once for a set of prompts and read at every step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from imprompt.adapter.adapter import Adapter
-from imprompt.adapter.attention import image_attention, level_size, region_weight, split_heads
+from imprompt.adapter.attention import frames_of, image_attention, level_size, region_weight, split_heads
 from imprompt.adapter.conditioning import Branch
 from imprompt.adapter.sites import Site
 from imprompt.core.errors import ConditioningError
+
+# How a site attends, where that is not plain attention: what was read, keys, values, which tokens are real.
+Attention = Callable[[tuple[Tensor, ...], Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,87 +23,159 @@ class Bank:
     """One branch at every site: positive rows first, then the negative ones.
 
     A constant scale is multiplied into the values once, so it costs nothing at any step and a changed one changes no
-    graph. A scheduled scale stays a table.
+    graph. A scheduled scale stays a table. Sites that the adapter does not act on have None.
     """
 
-    keys: list[Float[Tensor, "bank _heads tokens _head"]]
-    values: list[Float[Tensor, "bank _heads tokens _head"]]
+    keys: list[Float[Tensor, "bank _heads tokens _head"] | None]
+    values: list[Float[Tensor, "bank _heads tokens _head"] | None]
     token_mask: Bool[Tensor, "bank 1 1 tokens"] | None
     region: Float[Tensor, "bank height width"] | None
     schedule: Float[Tensor, "steps sites rows"] | None
     rows: int
     has_null: bool
+    attentions: list[Attention | None]
 
-    def bind(self, index: Int[Tensor, " batch"], schedule: Float[Tensor, "sites batch"] | None) -> "BoundBranch":
+    # Whether keys and values are those of one timestep, and must be made again at the next.
+    is_timed = False
+
+    def bind(
+        self, index: Int[Tensor, " batch"], schedule: Float[Tensor, "sites batch"] | None, timestep: Any = None
+    ) -> "BoundBranch":
         """The rows of the denoiser's batch, each with its own keys, values, mask and scale."""
         return BoundBranch(
             keys=[_rows(keys, index) for keys in self.keys],
             values=[_rows(values, index) for values in self.values],
-            token_mask=None if self.token_mask is None else _rows(self.token_mask, index),
-            region=None if self.region is None else _rows(self.region, index),
+            token_mask=_rows(self.token_mask, index),
+            region=_rows(self.region, index),
             schedule=schedule,
+            attentions=self.attentions,
         )
 
 
-def _rows(stored: Tensor, index: Int[Tensor, " batch"]) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class TimedBank:
+    """One branch whose keys and values depend on the timestep: it keeps the features, and makes them at every step."""
+
+    adapter: Adapter
+    sites: Sequence[Site]
+    positions: list[int]
+    features: Float[Tensor, "bank tokens feature"]
+    token_mask: Bool[Tensor, "bank 1 1 tokens"] | None
+    region: Float[Tensor, "bank height width"] | None
+    schedule: Float[Tensor, "steps sites rows"]
+    rows: int
+    has_null: bool
+    dtype: torch.dtype
+
+    is_timed = True
+
+    def bind(
+        self, index: Int[Tensor, " batch"], schedule: Float[Tensor, "sites batch"] | None, timestep: Any = None
+    ) -> "BoundBranch":
+        """The rows of the denoiser's batch, with keys and values of this timestep."""
+        features = self.features.to(index.device).index_select(0, index)
+        times = torch.as_tensor(timestep, device=index.device).reshape(-1).expand(len(index))
+        keys: list[Tensor | None] = [None] * len(self.sites)
+        values = list(keys)
+        attentions: list[Attention | None] = [None] * len(self.sites)
+        made = self.adapter.timed_keys_values(features, times, _rows(self.token_mask, index))
+        for position, pair, part in zip(self.positions, made, self.adapter.sites, strict=True):
+            heads = self.sites[position].num_heads
+            keys[position], values[position] = (split_heads(x.to(self.dtype), heads) for x in pair)
+            attentions[position] = part.attend
+        return BoundBranch(
+            keys=keys,
+            values=values,
+            token_mask=None,
+            region=_rows(self.region, index),
+            schedule=schedule,
+            attentions=attentions,
+        )
+
+
+def _rows(stored: Tensor | None, index: Int[Tensor, " batch"]) -> Any:
     """Chosen rows, on the index's device: the pipeline may have moved since the prompts were set."""
-    return stored.to(index.device).index_select(0, index)
+    return None if stored is None else stored.to(index.device).index_select(0, index)
 
 
 @dataclass(kw_only=True)
 class BoundBranch:
     """One branch with its rows in the order of the denoiser's batch."""
 
-    keys: list[Float[Tensor, "batch _heads tokens _head"]]
-    values: list[Float[Tensor, "batch _heads tokens _head"]]
+    keys: list[Float[Tensor, "batch _heads tokens _head"] | None]
+    values: list[Float[Tensor, "batch _heads tokens _head"] | None]
     token_mask: Bool[Tensor, "batch 1 1 tokens"] | None
     region: Float[Tensor, "batch height width"] | None
     schedule: Float[Tensor, "sites batch"] | None
-    _region_weights: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    attentions: list[Attention | None]
+    _region_weights: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
     def attend(
-        self, query: Float[Tensor, "batch heads length head"], position: int, size: tuple[int, int]
-    ) -> Float[Tensor, "batch heads length head"]:
-        """This branch's output at one site.
+        self, reads: tuple[Float[Tensor, "batch heads length head"], ...], position: int, size: tuple[int, int] | None
+    ) -> Float[Tensor, "batch heads length head"] | None:
+        """This branch's output at one site; None where its adapter has no part.
 
         Args:
-            query: the host's queries, heads split.
+            reads: what the site reads, heads split; as a rule the queries alone.
             position: which site, in the order of `Attachment.sites`.
-            size: height and width of the host's latent.
+            size: height and width of what regions are placed on.
         """
-        return image_attention(
-            query,
-            self.keys[position].to(query.dtype),
-            self.values[position].to(query.dtype),
-            token_mask=self.token_mask,
-            weight=self._weight(query, position, size),
-        )
+        keys, values, attention = self.keys[position], self.values[position], self.attentions[position]
+        if keys is None or values is None:
+            return None
+        query = reads[0]
+        frames = query.shape[0] // keys.shape[0]  # more than one where a host folds its frames into the batch
+        weight = _per_frame(self._weight(query, position, size), frames)
+        keys, values = (_per_frame(x.to(query.dtype), frames) for x in (keys, values))
+        token_mask = _per_frame(self.token_mask, frames)
+        if attention is None:
+            return image_attention(query, keys, values, token_mask=token_mask, weight=weight)
+        attended = attention(reads, keys, values, token_mask)
+        return attended if weight is None else attended * weight
 
-    def _weight(self, query: Tensor, position: int, size: tuple[int, int]) -> Tensor | None:
+    def _weight(self, query: Tensor, position: int, size: tuple[int, int] | None) -> Tensor | None:
         weight = None if self.schedule is None else self.schedule[position].view(-1, 1, 1, 1)
         if self.region is not None:
             region = self._region_weight(query.shape[2], size)
             weight = region if weight is None else region * weight
         return None if weight is None else weight.to(query.dtype)
 
-    def _region_weight(self, num_queries: int, size: tuple[int, int]) -> Tensor:
+    def _region_weight(self, num_queries: int, size: tuple[int, int] | None) -> Tensor:
         assert self.region is not None
-        cells = level_size(size, num_queries)
-        if cells is None:
+        if size is None:
+            raise ConditioningError(
+                "a mask cannot be placed: this denoiser's calls do not tell the height and width of the picture; "
+                "leave the mask out for this pipeline"
+            )
+        frames, cells = frames_of(size, num_queries), level_size(size, num_queries)
+        if cells is None and frames is None:
             raise ConditioningError(
                 f"a mask cannot be placed: no level of a {size[0]} x {size[1]} latent has {num_queries} positions; "
                 "leave the mask out for this pipeline"
             )
+        (height, width), times = (cells, 1) if cells is not None else (size, frames or 1)
         if torch.compiler.is_compiling():
-            return region_weight(self.region, cells)
-        if cells not in self._region_weights:
-            self._region_weights[cells] = region_weight(self.region, cells)
-        return self._region_weights[cells]
+            return region_weight(self.region, (height, width)).repeat(1, 1, times, 1)
+        key = (height, width, times)
+        if key not in self._region_weights:
+            self._region_weights[key] = region_weight(self.region, (height, width)).repeat(1, 1, times, 1)
+        return self._region_weights[key]
+
+
+def _per_frame(x: Any, frames: int) -> Any:
+    """Every row as often as a host has frames, which it keeps together."""
+    return x if x is None or frames == 1 or x.shape[0] == 1 else x.repeat_interleave(frames, dim=0)
 
 
 def build_bank(
-    adapter: Adapter, branch: Branch, sites: Sequence[Site], *, device: torch.device, dtype: torch.dtype
-) -> Bank:
+    adapter: Adapter,
+    branch: Branch,
+    sites: Sequence[Site],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    host_tokens: Callable[[Tensor], Tensor] | None = None,
+) -> Bank | TimedBank:
     """Project a branch's tokens to keys and values at every site.
 
     Args:
@@ -108,27 +184,66 @@ def build_bank(
         sites: the host's sites, in checkpoint order.
         device: where the host computes.
         dtype: the host's number format.
+        host_tokens: what the host does to tokens before keys and values are made of them.
     """
     has_null = branch.null_tokens is not None
-    tokens = branch.tokens if branch.null_tokens is None else torch.cat([branch.tokens, branch.null_tokens])
     copies = 2 if has_null else 1
-    scale = branch.scale.to(device, dtype)
-    keys, values = [], []
-    for position, (site, (key, value)) in enumerate(zip(sites, adapter.keys_values(tokens), strict=True)):
-        value = split_heads(value.to(device, dtype), site.num_heads)
+    region = None if branch.region is None else branch.region.to(device, dtype).repeat(copies, 1, 1)
+    tokens = branch.tokens if branch.null_tokens is None else torch.cat([branch.tokens, branch.null_tokens])
+    token_mask = _bank_token_mask(branch, copies, device)
+    positions, scale = _positions(adapter, sites), _full_scale(branch, adapter, sites).to(device, dtype)
+    if adapter.spec.is_timed:
+        return TimedBank(
+            adapter=adapter,
+            sites=sites,
+            positions=positions,
+            features=tokens.to(device),
+            token_mask=token_mask,
+            region=region,
+            schedule=scale,
+            rows=branch.rows,
+            has_null=has_null,
+            dtype=dtype,
+        )
+    tokens = tokens if host_tokens is None else host_tokens(tokens)
+    keys: list[Tensor | None] = [None] * len(sites)
+    values = list(keys)
+    attentions: list[Attention | None] = [None] * len(sites)
+    for position, (key, value), part in zip(positions, adapter.keys_values(tokens), adapter.sites, strict=True):
+        num_heads = getattr(part, "num_heads", sites[position].num_heads)
+        value = split_heads(value.to(device, dtype), num_heads)
         if not branch.is_scheduled:
             value = value * scale[0, position].repeat(copies).view(-1, 1, 1, 1)
-        keys.append(split_heads(key.to(device, dtype), site.num_heads))
-        values.append(value)
+        if has_null and branch.null_scale != 1.0:
+            factor = torch.tensor([1.0, branch.null_scale]).repeat_interleave(branch.rows)
+            value = value * factor.to(value).view(-1, 1, 1, 1)
+        keys[position] = split_heads(key.to(device, dtype), num_heads)
+        values[position], attentions[position] = value, getattr(part, "attend", None)
     return Bank(
         keys=keys,
         values=values,
-        token_mask=_bank_token_mask(branch, copies, device),
-        region=None if branch.region is None else branch.region.to(device, dtype).repeat(copies, 1, 1),
+        token_mask=token_mask,
+        region=region,
         schedule=scale if branch.is_scheduled else None,
         rows=branch.rows,
         has_null=has_null,
+        attentions=attentions,
     )
+
+
+def _positions(adapter: Adapter, sites: Sequence[Site]) -> list[int]:
+    """Which of the host's sites the adapter's parts belong to."""
+    places = {site.index: position for position, site in enumerate(sites)}
+    return [places[index] for index in adapter.spec.site_indices]
+
+
+def _full_scale(branch: Branch, adapter: Adapter, sites: Sequence[Site]) -> Tensor:
+    """Scales for all of the host's sites, of a table for those of the adapter."""
+    if branch.scale.shape[1] == len(sites):
+        return branch.scale
+    scale = branch.scale.new_zeros(branch.scale.shape[0], len(sites), branch.scale.shape[2])
+    scale[:, _positions(adapter, sites)] = branch.scale
+    return scale
 
 
 def _bank_token_mask(branch: Branch, copies: int, device: torch.device) -> Tensor | None:

@@ -24,6 +24,7 @@ class Branch:
         region: where in the picture it acts, 0..1; None for everywhere.
         token_mask: which tokens are real, where rows have different numbers of them; None if all are.
         adapter: position of the adapter it belongs to among those attached.
+        null_scale: factor on the strength of the null tokens; 0 where the negative half shall see no image at all.
     """
 
     tokens: Float[Tensor, "rows tokens token_width"]
@@ -32,6 +33,7 @@ class Branch:
     region: Float[Tensor, "rows height width"] | None = None
     token_mask: Bool[Tensor, "rows tokens"] | None = None
     adapter: int = 0
+    null_scale: float = 1.0
 
     @property
     def rows(self) -> int:

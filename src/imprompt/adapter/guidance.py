@@ -10,19 +10,57 @@ Part = Literal["negative", "positive"]
 # InstructPix2Pix asks with text and picture, with the picture alone, and with neither.
 LAYOUTS: dict[str, tuple[Part, ...]] = {
     "none": ("positive",),
+    "negative": ("negative",),
     "cfg": ("negative", "positive"),
     "pag": ("positive", "positive"),
     "cfg+pag": ("negative", "positive", "positive"),
     "pix2pix": ("positive", "negative", "negative"),
+    "cfg-reversed": ("positive", "negative"),
+    "separate": ("positive",),
 }
+"""Layouts by name. With "separate" every half has a call of its own, and `CallCounter` tells which this is."""
 
 
-def layout_of(pipe: Any, batch: int | None = None) -> str:
+class CallCounter:
+    """Tells the two halves of guidance apart where a pipeline calls its denoiser once for each.
+
+    Every such pipeline of diffusers asks for the positive half first, and may leave the negative one out; between one
+    step's calls and the next's it calls its scheduler, which counts. So the first call since then is positive, and
+    nothing has to wait for the device to tell.
+    """
+
+    def __init__(self) -> None:
+        self._run: Any = None
+        self._step: Any = None
+        self._calls = 0
+
+    def part(self, pipe: Any) -> str:
+        """The layout of the call that is about to be made: "none", that is positive alone, or "negative".
+
+        Raises:
+            ConditioningError: there is no pipeline with a scheduler that counts its steps.
+        """
+        scheduler: Any = getattr(pipe, "scheduler", None)
+        run = getattr(scheduler, "timesteps", None)
+        if run is None or not hasattr(scheduler, "step_index"):
+            raise ConditioningError(
+                "this denoiser is called once for each half of guidance, and no pipeline with a scheduler tells which; "
+                "attach to the pipeline, or pass guidance='none' or 'negative' to attach"
+            )
+        step = scheduler.step_index
+        if run is not self._run or step != self._step:
+            self._run, self._step, self._calls = run, step, 0
+        self._calls += 1
+        return "none" if self._calls % 2 else "negative"
+
+
+def layout_of(pipe: Any, batch: int | None = None, usual: str = "cfg") -> str:
     """The layout of the run that a pipeline is in the middle of.
 
     Args:
         pipe: the pipeline.
         batch: rows of the denoiser's call, where the layout may depend on it.
+        usual: that of the denoiser's family under guidance.
 
     Raises:
         ConditioningError: the pipeline does not tell whether it uses classifier-free guidance, or mixes the rows.
@@ -32,7 +70,9 @@ def layout_of(pipe: Any, batch: int | None = None) -> str:
             f"{type(pipe).__name__} called the denoiser with a batch of {batch}, in which negative and positive rows "
             "alternate; make one picture with view_batch_size=1"
         )
-    guided = getattr(pipe, "do_classifier_free_guidance", None)
+    if usual in ("separate", "none"):
+        return usual
+    guided = _is_guided(pipe)
     if guided is None:
         raise ConditioningError(
             f"{type(pipe).__name__} does not tell whether it uses classifier-free guidance (expected a property "
@@ -41,9 +81,15 @@ def layout_of(pipe: Any, batch: int | None = None) -> str:
     if "InstructPix2Pix" in type(pipe).__name__:
         return "pix2pix" if guided else "none"
     perturbed = getattr(pipe, "do_perturbed_attention_guidance", False)
-    return {(False, False): "none", (True, False): "cfg", (False, True): "pag", (True, True): "cfg+pag"}[
+    return {(False, False): "none", (True, False): usual, (False, True): "pag", (True, True): "cfg+pag"}[
         bool(guided), bool(perturbed)
     ]
+
+
+def _is_guided(pipe: Any) -> bool | None:
+    told = getattr(pipe, "do_classifier_free_guidance", None)
+    scale = getattr(pipe, "guidance_scale", None)
+    return scale > 1.0 if told is None and isinstance(scale, int | float) else told
 
 
 def bank_rows(layout: str, *, rows: int, batch: int) -> tuple[int, ...]:

@@ -1,29 +1,44 @@
 """Sites: the places of a host where image tokens are attended to, read off its module tree."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from imprompt.core.errors import HostMismatch
 
-# Published checkpoints number the attentions of a UNet in the order in which its blocks were registered,
-# which is not the order of the forward pass (tencent-ailab/IP-Adapter at 62e4af9, ip_adapter.py:137).
-BLOCK_ORDER = ("down_blocks", "up_blocks", "mid_block")
+# How a host hands over its queries: [batch, length, heads * head], [batch, length, heads, head] or
+# [batch, heads, length, head].
+Layout = Literal["merged", "length_first", "heads_first"]
+
+# Which tokens of a sequence are the picture's: all of it, those before the others, those after them, or those that the
+# call's `index` names row by row.
+Span = Literal["all", "first", "last", "indexed"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One cross-attention of a host.
+    """One attention place of a host: its two taps, and what the keys and values made for it must be.
 
     Attributes:
-        name: the module's path in the host.
-        index: its number in published checkpoints.
-        block: the transformer it belongs to, e.g. `up_blocks.1.attentions.0`: the unit of per-block strengths.
+        name: the attention's path in the host.
+        index: its number in checkpoints.
+        block: what per-block strengths call it, e.g. `up_blocks.1.attentions.0`.
         query_width: width of its queries, which is that of the adapter's keys and values.
         key_width: width of the tokens that it attends to.
         num_heads: number of heads.
+        text_keys: path of the layer that makes the host's own keys of such tokens; values have their name with a v.
+        reads: paths of the layers whose outputs are read, the query's first; none to read what `sink` is given.
+        layout: how those outputs are laid out.
+        sink: path of the layer at which the image branch is added: to its input, or with `after` to its output.
+        after: add to the output of `sink` in place of its input; where that is a tuple, to its item `item`.
+        item: see `after`.
+        query_span: which part of the queries is the picture's.
+        sink_span: which part of the sink's sequence is the picture's.
+        start: first feature of the sink's input that the attention's output takes, where others stand beside it.
+        is_overwritten: whether the host writes into what is read before it is used here, so that a copy is kept.
     """
 
     name: str
@@ -32,38 +47,124 @@ class Site:
     query_width: int
     key_width: int
     num_heads: int
+    text_keys: str
+    reads: tuple[str, ...]
+    layout: Layout
+    sink: str
+    after: bool = False
+    item: int = 0
+    query_span: Span = "all"
+    sink_span: Span = "all"
+    start: int = 0
+    is_overwritten: bool = False
 
 
-def _attentions(host: nn.Module) -> Iterator[tuple[str, Any]]:
-    for root in BLOCK_ORDER:
-        block = getattr(host, root, None)
-        if isinstance(block, nn.Module):
-            for name, module in block.named_modules(prefix=root):
-                if hasattr(module, "get_processor") and hasattr(module, "to_q"):
-                    yield name, module
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A kind of site: one row of a family's table, from which the sites of a host are read.
+
+    Attributes:
+        attention: template of the attentions' paths, `{}` for a number: `transformer_blocks.{}.attn`.
+        query: paths, inside the attention, of the layers that may make the query; the first that is there is read.
+            None to read what the sink gives.
+        sink: path of the layer that takes the attention's output, inside the attention; with a leading `^` inside the
+            block that holds the attention, and `^` alone for that block.
+        every: only every so many-th attention.
+        layout: how the query's layer hands it over.
+        also_reads: paths of further layers that are read, inside the attention.
+        heads: names under which the attention may keep its number of heads.
+        keys: path of the layer whose input has the width of the tokens attended to, inside the attention.
+        block: how many parts of an attention's path name its block.
+        after, item, query_span, sink_span, start, is_overwritten: as in `Site`.
+    """
+
+    attention: str
+    query: Sequence[str] = ("norm_q", "to_q")
+    sink: str = "to_out.0"
+    layout: Layout = "length_first"
+    also_reads: Sequence[str] = ()
+    heads: Sequence[str] = ("heads", "num_heads", "num_attention_heads", "n_heads")
+    keys: str = "to_k"
+    block: int = 2
+    every: int = 1
+    after: bool = False
+    item: int = 0
+    query_span: Span = "all"
+    sink_span: Span = "all"
+    start: int = 0
+    is_overwritten: bool = False
 
 
-def find_sites(host: nn.Module) -> tuple[Site, ...]:
-    """All sites of a UNet, in checkpoint order (down, up, mid).
+def submodule(host: nn.Module, path: str) -> Any:
+    """The module at a path, the host itself at an empty one; None if it is not there."""
+    module: Any = host
+    for name in path.split(".") if path else ():
+        module = getattr(module, "_modules", {}).get(name)
+        if module is None:
+            return None
+    return module
+
+
+def find_places(host: nn.Module, places: Sequence[Place]) -> tuple[Site, ...]:
+    """The sites of a host in the order of the places, those of one place in the order of their numbers.
 
     Raises:
-        HostMismatch: the host has no cross-attention named `attn2`.
+        HostMismatch: the host has none of them.
     """
-    sites = tuple(
-        Site(
-            name=name,
-            index=index,
-            block=name.split(".transformer_blocks")[0],
-            query_width=module.to_q.out_features,
-            key_width=module.to_k.in_features,
-            num_heads=module.heads,
-        )
-        for index, (name, module) in enumerate(_attentions(host))
-        if name.endswith(".attn2")
-    )
+    found = [
+        (path, attention, place)
+        for place in places
+        for path, attention in _matches(host, place.attention)[:: place.every]
+    ]
+    sites = tuple(_site(host, path, attention, place, index) for index, (path, attention, place) in enumerate(found))
     if not sites:
-        raise HostMismatch(
-            f"{type(host).__name__} has no cross-attention to attach to: expected modules named 'attn2' in "
-            f"{', '.join(BLOCK_ORDER)}. Pass a pipeline with a UNet2DConditionModel, or that UNet itself."
-        )
+        wanted = ", ".join(place.attention for place in places)
+        raise HostMismatch(f"{type(host).__name__} has no attention to attach to: expected modules {wanted}")
     return sites
+
+
+def _matches(host: nn.Module, template: str) -> list[tuple[str, Any]]:
+    pattern = re.compile(re.escape(template).replace(r"\{\}", r"(\d+)"))
+    found = ((pattern.fullmatch(name), name, module) for name, module in host.named_modules())
+    numbered = [(tuple(map(int, match.groups())), name, module) for match, name, module in found if match]
+    return [(name, module) for _, name, module in sorted(numbered, key=lambda each: each[0])]
+
+
+def _site(host: nn.Module, path: str, attention: Any, place: Place, index: int) -> Site:
+    queries = [name for name in place.query if submodule(attention, name) is not None]
+    if place.query and not queries:
+        raise HostMismatch(f"{path} of {type(host).__name__} has no {' or '.join(place.query)} to read queries from")
+    heads = next(getattr(attention, name) for name in place.heads if hasattr(attention, name))
+    width = query_width(attention, heads)
+    is_outside = place.sink.startswith("^")
+    parent = path.rpartition(".")[0] if is_outside else path
+    # A layer that all heads share is told by its place: what it is given has the heads in an axis of their own.
+    layout = "merged" if queries and queries[0].startswith("to_q") else place.layout
+    keys = submodule(attention, place.keys)
+    return Site(
+        name=path,
+        index=index,
+        block=".".join(path.split(".")[: place.block]),
+        query_width=width,
+        key_width=keys.in_features if keys is not None else width,
+        num_heads=heads,
+        text_keys=f"{path}.{place.keys}",
+        reads=tuple(f"{path}.{name}" for name in (*queries[:1], *place.also_reads)),
+        layout=layout,
+        sink=f"{parent}.{place.sink.lstrip('^')}".rstrip("."),
+        after=place.after,
+        item=place.item,
+        query_span=place.query_span,
+        sink_span=place.sink_span,
+        start=place.start,
+        is_overwritten=place.is_overwritten,
+    )
+
+
+def query_width(attention: Any, num_heads: int) -> int:
+    """Width of an attention's queries, all heads together."""
+    layer = submodule(attention, "to_q")
+    if layer is not None:
+        return layer.out_features
+    inner = getattr(attention, "inner_dim", None)
+    return inner if inner is not None else attention.head_dim * num_heads

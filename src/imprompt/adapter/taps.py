@@ -1,5 +1,6 @@
 """The two taps of a site, and the processor that does both taps' work at once where the host's own is the stock one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch.nn import functional
 
 from imprompt.adapter.attention import merge_heads, split_heads
 from imprompt.adapter.bank import BoundBranch
-from imprompt.adapter.sites import Site
+from imprompt.adapter.sites import Layout, Site, Span, submodule
 from imprompt.adapter.text_cache import TextCache
+from imprompt.core.errors import HostMismatch
 
 
 @dataclass
@@ -19,13 +21,17 @@ class Frame:
 
     Attributes:
         branches: the image branches, bound to the rows of this call.
-        size: height and width of the latent.
+        size: height and width of what regions are placed on; None where the call does not tell.
+        num_queries: tokens of the picture in a sequence that holds others too.
+        index: their places in each row [batch, tokens], where rows differ.
         run: an object that lasts as long as the run; None if there is no pipeline to tell.
         is_live: whether the attachment is; its processors may outlive it where somebody else had kept them.
     """
 
     branches: tuple[BoundBranch, ...] = ()
-    size: tuple[int, int] = (0, 0)
+    size: tuple[int, int] | None = None
+    num_queries: int | None = None
+    index: Tensor | None = None
     run: object | None = None
     is_live: bool = True
 
@@ -36,55 +42,126 @@ class SiteTap:
     Whatever the host does in between, by whichever attention processor, stays the host's.
     """
 
-    def __init__(self, site: Site, position: int, attention: Any, frame: Frame) -> None:
+    def __init__(self, site: Site, position: int, host: nn.Module, frame: Frame) -> None:
         self.site = site
         self.position = position
-        self.attention = attention
+        self.attention: Any = submodule(host, site.name)
         self.frame = frame
-        self.query: Tensor | None = None
-        self._tapped: tuple[nn.Module, nn.Module] | None = None
+        self.reads: list[Tensor | None] = [None] * len(site.reads)
+        self._places = [_place(host, path) for path in (*site.reads, site.sink)]
+        self._tapped: list[nn.Module] = []
         self._hooks: list[Any] = []
 
     def install(self) -> None:
         """Hook the layers that are in place now."""
-        source, sink = self._layers()
-        self._hooks = [source.register_forward_hook(self._take), sink.register_forward_pre_hook(self._give)]
-        self._tapped = (source, sink)
+        *sources, sink = self._tapped = self._layers()
+        self._hooks = [source.register_forward_hook(self._take(number)) for number, source in enumerate(sources)]
+        give = sink.register_forward_hook(self._give_after) if self.site.after else None
+        self._hooks.append(give or sink.register_forward_pre_hook(self._give))
 
     def remove(self) -> None:
         """Unhook."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._tapped, self.query = [], None, None
+        self._hooks, self._tapped = [], []
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was read."""
+        self.reads = [None] * len(self.site.reads)
 
     @property
     def is_current(self) -> bool:
         """Whether the hooked layers are still the host's: loading a LoRA puts others in their place."""
-        return self._tapped is not None and all(a is b for a, b in zip(self._tapped, self._layers(), strict=True))
+        return bool(self._tapped) and all(a is b for a, b in zip(self._tapped, self._layers(), strict=True))
 
-    def _layers(self) -> tuple[nn.Module, nn.Module]:
-        norm = getattr(self.attention, "norm_q", None)
-        return (self.attention.to_q if norm is None else norm), self.attention.to_out[0]
+    def _layers(self) -> list[nn.Module]:
+        return [parent._modules[name] for parent, name in self._places]  # pyright: ignore
 
-    def _take(self, _module: nn.Module, _inputs: Any, query: Tensor) -> None:
-        if self.frame.branches:
-            self.query = query
+    def _take(self, number: int) -> Callable[[nn.Module, Any, Tensor], None]:
+        def take(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            if self.frame.branches:
+                self.reads[number] = output.clone() if self.site.is_overwritten else output
+
+        return take
 
     def _give(self, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        query, self.query = self.query, None
-        if query is None:
+        image = self._image_of_reads()
+        if image is None:
             return None
-        image = self.image(query if query.ndim == 4 else split_heads(query, self.site.num_heads))
         hidden, *rest = inputs
-        return hidden if image is None else (hidden + merge_heads(image).to(hidden.dtype)), *rest
+        return self._add(hidden, image), *rest
 
-    def image(self, query: Tensor) -> Tensor | None:
+    def _give_after(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if not self.frame.branches:
+            return None
+        parts = list(output) if isinstance(output, tuple) else [output]
+        item = self.site.item if len(parts) > 1 else 0
+        if not self.site.reads:
+            self.reads = [_cut(parts[item], self.site.sink_span, self.frame)]
+        image = self._image_of_reads()
+        if image is None:
+            return None
+        parts[item] = self._add(parts[item], image)
+        return tuple(parts) if isinstance(output, tuple) else parts[0]
+
+    def _image_of_reads(self) -> Tensor | None:
+        reads = [read for read in self.reads if read is not None]
+        self.forget()
+        if not reads:
+            return None
+        site, heads = self.site, [self._heads(read) for read in reads]
+        if len(reads) != max(1, len(site.reads)):
+            raise HostMismatch(f"{site.name} made only {len(reads)} of what its adapter reads; do not fuse projections")
+        return self.image(*heads)
+
+    def _heads(self, read: Tensor) -> Tensor:
+        """What was read, as [batch, heads, length, head] and of the picture's tokens alone."""
+        layout: Layout = self.site.layout if read.ndim == 4 else "merged"
+        if layout == "merged":
+            read = split_heads(read.flatten(2), self.site.num_heads)
+        elif layout == "length_first":
+            read = read.transpose(1, 2)
+        return _cut(read, self.site.query_span, self.frame, dim=2)
+
+    def _add(self, hidden: Tensor, image: Tensor) -> Tensor:
+        """The image branches added to their part of a sequence and of its features."""
+        merged = merge_heads(image).to(hidden.dtype)
+        start, rest = self.site.start, hidden.shape[-1] - merged.shape[-1] - self.site.start
+        missing = hidden.shape[1] - merged.shape[1]
+        before, after = (missing, 0) if self.site.sink_span == "last" else (0, missing)
+        if self.site.sink_span == "indexed" and self.frame.index is not None and missing:
+            empty = merged.new_zeros(len(merged), hidden.shape[1], merged.shape[-1])
+            merged, after = empty.scatter(1, self.frame.index[..., None].expand_as(merged), merged), 0
+        if before or after or start or rest:
+            merged = functional.pad(merged, (start, rest, before, after))
+        return hidden + merged
+
+    def image(self, *reads: Tensor) -> Tensor | None:
         """The sum of all image branches [batch, heads, length, head], before the heads are merged; None without any."""
         total: Tensor | None = None
         for branch in self.frame.branches:
-            attended = branch.attend(query, self.position, self.frame.size)
-            total = attended if total is None else total + attended
+            attended = branch.attend(reads, self.position, self.frame.size)
+            if attended is not None:
+                total = attended if total is None else total + attended
         return total
+
+
+def _place(host: nn.Module, path: str) -> tuple[nn.Module, str]:
+    parent, _, name = path.rpartition(".")
+    return submodule(host, parent), name
+
+
+def _cut(sequence: Tensor, span: Span, frame: Frame, dim: int = 1) -> Tensor:
+    """The picture's part of a sequence."""
+    length = frame.num_queries
+    if span == "all" or length is None or sequence.shape[dim] == length:
+        return sequence
+    if span == "indexed" and frame.index is not None:
+        shape = [1] * sequence.ndim
+        shape[0], shape[dim] = frame.index.shape
+        return sequence.take_along_dim(frame.index.view(shape), dim)
+    return sequence.narrow(dim, 0 if span == "first" else sequence.shape[dim] - length, length)
 
 
 class FusedProcessor:
@@ -120,7 +197,7 @@ class FusedProcessor:
         if encoder_hidden_states is None or is_odd or not self.tap.frame.is_live:
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
         query = split_heads(attn.to_q(hidden_states), attn.heads)
-        self.tap.query = None  # taken here, so the taps have nothing to add
+        self.tap.forget()  # taken here, so the taps have nothing to add
         text = self.text_cache.get(attn, encoder_hidden_states, self.tap.frame.run)
         keys, values = (split_heads(x, attn.heads) for x in text)
         attended = functional.scaled_dot_product_attention(query, keys, values)
@@ -130,9 +207,9 @@ class FusedProcessor:
         return attn.to_out[1](attn.to_out[0](merge_heads(attended).to(query.dtype)))
 
 
-def is_stock(processor: Any) -> bool:
-    """Whether a processor is diffusers' default one."""
-    kind = type(processor)
+def is_stock(attention: Any) -> bool:
+    """Whether an attention's processor is diffusers' default one."""
+    kind = type(getattr(attention, "processor", None))
     return kind.__name__ == "AttnProcessor2_0" and kind.__module__.startswith("diffusers.")
 
 

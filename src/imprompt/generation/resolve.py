@@ -23,6 +23,8 @@ HALF_BIN = 0.5 / (NUM_PROGRESS - 1) + 1e-9
 
 MASK_TOLERANCE = 0.02  # of the aspect ratio: pipelines round sizes to multiples of 8
 
+BLACK = Image.new("RGB", (64, 64))  # of any size: an encoder makes it its own
+
 Row = Sequence[ImagePrompt]
 
 
@@ -109,6 +111,7 @@ def _branch(
         region=stack_regions(column, size),
         token_mask=token_mask,
         adapter=number,
+        null_scale=0.0 if adapter.spec.null_image == "none" else 1.0,
     )
 
 
@@ -155,10 +158,12 @@ def _given_features(features: Tensor, adapter: Adapter) -> Tensor:
 def _null_features(features: Tensor, adapter: Adapter, source: FeatureSource) -> Tensor:
     """Features of "no image", by the rule that the adapter was trained with."""
     match adapter.spec.null_image:
-        case "zero_features":
+        case "zero_features" | "none":
             return torch.zeros_like(features[:1])
         case "zero_pixels":
             return source.null_features()
+        case "black_pixels":
+            return source.features([BLACK], "stretch")
 
 
 def pad_tokens(

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 
 from imprompt.adapter.adapter import Adapter, new_adapter
 from imprompt.adapter.checkpoint.identify import identify
-from imprompt.adapter.sites import find_sites
+from imprompt.adapter.families.unet import find_sites
 from imprompt.adapter.spec import FeatureSpec, LinearSpec, MLPSpec, ProjectorSpec, ResamplerSpec
 from imprompt.core.errors import CheckpointError, ImpromptError, UnknownFormat
 

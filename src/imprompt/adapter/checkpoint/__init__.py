@@ -50,7 +50,9 @@ def load_adapter(
     with torch.device("meta"):
         adapter = Adapter(spec)
     _check_tensors(path, {key: tuple(value.shape) for key, value in adapter.state_dict().items()}, tensors)
-    adapter.load_state_dict({key: value.to(dtype or value.dtype) for key, value in tensors.items()}, assign=True)
+    # Copied: the file may change while the adapter lives, and its tensors lie where no kernel expects them.
+    copies = {key: value.to(dtype or value.dtype, copy=True) for key, value in tensors.items()}
+    adapter.load_state_dict(copies, assign=True)
     adapter.source = path
     return adapter.eval().requires_grad_(False)
 

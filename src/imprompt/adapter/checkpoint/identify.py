@@ -6,7 +6,6 @@ Facts: the published variants of tencent-ailab/IP-Adapter (at 62e4af9) and their
 import re
 from collections.abc import Mapping
 
-from imprompt.adapter.adapter import FAMILIES
 from imprompt.adapter.spec import (
     AdapterSpec,
     FeatureSpec,
@@ -33,6 +32,9 @@ ENCODERS: dict[tuple[Layer, int], str] = {
     ("hidden_states", 1280): "OpenCLIP ViT-H/14",
     ("hidden_states", 1664): "OpenCLIP ViT-bigG/14",
 }
+
+# (cross_attention_dim, number of sites) -> family; every other UNet is plain "unet".
+FAMILIES: dict[tuple[int, int], str] = {(768, 16): "sd1", (1024, 16): "sd2", (2048, 70): "sdxl"}
 
 # (projector, cross_attention_dim, feature width, tokens) -> the published name. Files that share all four are the same
 # network trained on other data (plus and plus-face, base and light).

@@ -1,0 +1,139 @@
+"""What a family says: where its sites are, how its denoiser is called, and how its pipelines lay out guidance."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imprompt.adapter.sites import Site
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostCall:
+    """One call of a denoiser, as far as image prompts care.
+
+    Attributes:
+        batch: its rows.
+        device: where its latents are.
+        dtype: number format of its latents.
+        timestep: one, or one a row, as the scheduler counts them; `raw_timestep` as the denoiser was given it.
+        size: height and width of what regions are placed on (a UNet's latent, a transformer's grid of tokens); None
+            where the call does not tell.
+        num_queries: tokens of the picture in sequences that hold others too; None if none do.
+        part: the layout of this call, a key of `guidance.LAYOUTS`, where it says so itself; "skip" where no image shall
+            act.
+        index: places of the picture's tokens in each row of a sequence, [batch, tokens], where rows differ.
+    """
+
+    batch: int
+    device: torch.device
+    dtype: torch.dtype
+    timestep: Any
+    raw_timestep: Any
+    size: tuple[int, int] | None
+    num_queries: int | None = None
+    part: str | None = None
+    index: Tensor | None = None
+
+
+def same(value: Any) -> Any:
+    """A timestep that the denoiser is given as the scheduler counts it."""
+    return value
+
+
+def thousandths(value: Any) -> Any:
+    """A timestep that the denoiser is given as a fraction of 1000."""
+    return value * 1000
+
+
+def packed_tokens(latents: Tensor, _arguments: Arguments, _host: Any) -> tuple[tuple[int, int] | None, int | None]:
+    """Latents that are a sequence already: [batch, tokens, channels]; where they lie is not told."""
+    return None, latents.shape[1]
+
+
+def patched_grid(latents: Tensor, _arguments: Arguments, host: Any) -> tuple[tuple[int, int] | None, int | None]:
+    """Latents [batch, channels, (frames,) height, width] that the host cuts into patches."""
+    patch = _patch(host.config)
+    height, width = (-(-side // part) for side, part in zip(latents.shape[-2:], patch[-2:], strict=True))
+    frames = -(-latents.shape[2] // patch[0]) if latents.ndim == 5 else 1
+    return (height, width), frames * height * width
+
+
+def _patch(config: Any) -> tuple[int, int, int]:
+    """Frames, height and width of a patch, under whichever name a configuration has them."""
+    size = getattr(config, "patch_size", None) or 1
+    frames, height, width = (1, *size)[-3:] if not isinstance(size, int) else (None, size, size)
+    return frames or getattr(config, "patch_size_t", None) or 1, height, width
+
+
+def whole_latent(latents: Tensor, _arguments: Arguments, _host: Any) -> tuple[tuple[int, int] | None, int | None]:
+    """A UNet's latents, whose levels halve them."""
+    return (latents.shape[-2], latents.shape[-1]), None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A kind of denoiser, or a way in which adapters act on one.
+
+    Attributes:
+        name: as specs say it.
+        title: as people say it.
+        hosts: names of the denoiser classes.
+        sites: finds the sites of a host, in checkpoint order.
+        fits: whether a host of these classes is of this family.
+        is_default: whether a fresh adapter for such a host is of this family; others are chosen by a file.
+        latents: name of the denoiser's argument that holds the latents.
+        timestep: name of the argument that holds the timestep.
+        clock: the timestep as the scheduler counts it, of the denoiser's.
+        grid: size of the picture in tokens, and their number, of latents, arguments and host.
+        part: the layout of a call, of its arguments, where they tell; see `HostCall`.
+        index: places of the picture's tokens in each row, [batch, tokens], of arguments and host; see `HostCall`.
+        guidance: how this family's pipelines lay out guidance, where the pipeline itself does not tell more: a key of
+            `guidance.LAYOUTS`, or "separate" for one call a half.
+        has_free_tokens: whether tokens may have another width than the host's text has at its attentions.
+        host_tokens: what the host itself does to image tokens before keys and values are made of them.
+        lora_names: paths of all attentions by their numbers in checkpoints, for files that change them.
+    """
+
+    name: str
+    title: str
+    hosts: tuple[str, ...]
+    sites: Callable[[nn.Module], tuple[Site, ...]]
+    matches: Callable[[nn.Module], bool] | None = None
+    is_default: bool = True
+    latents: str = "hidden_states"
+    timestep: str = "timestep"
+    clock: Callable[[Any], Any] = same
+    grid: Callable[[Any, Arguments, Any], tuple[tuple[int, int] | None, int | None]] = patched_grid
+    part: Callable[[Arguments], str | None] | None = None
+    index: Callable[[Arguments, Any], Tensor] | None = None
+    guidance: str = "cfg"
+    has_free_tokens: bool = False
+    host_tokens: Callable[[nn.Module, Tensor], Tensor] | None = None
+    lora_names: Callable[[nn.Module], dict[int, str]] | None = None
+
+    def fits(self, host: nn.Module) -> bool:
+        """Whether a host is of this family. A denoiser that inherits from a known one is known by its parent's name."""
+        names = {kind.__name__ for kind in type(host).__mro__}
+        return not names.isdisjoint(self.hosts) and (self.matches is None or self.matches(host))
+
+    def read(self, host: nn.Module, arguments: Arguments) -> HostCall:
+        """What a call of the host says."""
+        latents, timestep = arguments[self.latents], arguments[self.timestep]
+        sample = latents[0] if isinstance(latents, list | tuple) else latents
+        size, num_queries = self.grid(latents, arguments, host)
+        return HostCall(
+            batch=len(latents),
+            device=sample.device,
+            dtype=sample.dtype,
+            timestep=self.clock(timestep),
+            raw_timestep=timestep,
+            size=size,
+            num_queries=num_queries,
+            part=None if self.part is None else self.part(arguments),
+            index=None if self.index is None else self.index(arguments, host),
+        )

@@ -1,0 +1,108 @@
+"""`UNet2DConditionModel`: Stable Diffusion 1, 2 and XL, Kolors, and every other of its kind."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from imprompt.adapter.families.base import Family, whole_latent
+from imprompt.adapter.sites import Site
+from imprompt.core.errors import HostMismatch
+
+# Published checkpoints number the attentions of a UNet in the order in which its blocks were registered,
+# which is not the order of the forward pass (tencent-ailab/IP-Adapter at 62e4af9, ip_adapter.py:137).
+BLOCK_ORDER = ("down_blocks", "up_blocks", "mid_block")
+
+
+def attentions(host: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Path and module of every attention, in checkpoint order."""
+    for root in BLOCK_ORDER:
+        block = getattr(host, root, None)
+        if isinstance(block, nn.Module):
+            for name, module in block.named_modules(prefix=root):
+                if hasattr(module, "get_processor") and hasattr(module, "to_q"):
+                    yield name, module
+
+
+def numbered(host: nn.Module) -> dict[int, str]:
+    """Path of every attention by its number in checkpoints, self-attentions included."""
+    return dict(enumerate(name for name, _ in attentions(host)))
+
+
+def find_sites(host: nn.Module) -> tuple[Site, ...]:
+    """All sites of a UNet, in checkpoint order (down, up, mid).
+
+    Raises:
+        HostMismatch: the host has no cross-attention named `attn2`.
+    """
+    sites = tuple(
+        _site(index, name, module) for index, (name, module) in enumerate(attentions(host)) if name.endswith(".attn2")
+    )
+    if not sites:
+        raise HostMismatch(
+            f"{type(host).__name__} has no cross-attention to attach to: expected modules named 'attn2' in "
+            f"{', '.join(BLOCK_ORDER)}. Pass a pipeline with a UNet2DConditionModel, or that UNet itself."
+        )
+    return sites
+
+
+def _site(index: int, name: str, module: Any) -> Site:
+    has_norm = getattr(module, "norm_q", None) is not None
+    return Site(
+        name=name,
+        index=index,
+        block=name.split(".transformer_blocks")[0],
+        query_width=module.to_q.out_features,
+        key_width=module.to_k.in_features,
+        num_heads=module.heads,
+        text_keys=f"{name}.to_k",
+        reads=(f"{name}.norm_q" if has_norm else f"{name}.to_q",),
+        layout="heads_first" if has_norm else "merged",
+        sink=f"{name}.to_out.0",
+    )
+
+
+def has_shape(width: int, num_sites: int) -> Callable[[nn.Module], bool]:
+    """Whether a UNet attends to tokens of a width at so many sites."""
+
+    def matches(host: nn.Module) -> bool:
+        found = [module for name, module in attentions(host) if name.endswith(".attn2")]
+        return len(found) == num_sites and found[0].to_k.in_features == width
+
+    return matches
+
+
+def through_text_projection(host: Any, tokens: Tensor) -> Tensor:
+    """Kolors' projection of its text states, which its face adapter's tokens pass too."""
+    projection = host.encoder_hid_proj
+    weight = next(projection.parameters())
+    return projection(tokens.to(weight.device, weight.dtype)).to(tokens.dtype)
+
+
+def _family(name: str, title: str, matches: Callable[[nn.Module], bool] | None, **options: Any) -> Family:
+    return Family(
+        name=name,
+        title=title,
+        hosts=("UNet2DConditionModel",),
+        sites=find_sites,
+        matches=matches,
+        latents="sample",
+        grid=whole_latent,
+        lora_names=numbered,
+        **options,
+    )
+
+
+FAMILIES = (
+    _family("sd1", "Stable Diffusion 1.x", has_shape(768, 16)),
+    _family("sd2", "Stable Diffusion 2.x", has_shape(1024, 16)),
+    _family("sdxl", "Stable Diffusion XL", has_shape(2048, 70)),
+    _family(
+        "kolors-text",
+        "Kolors, image tokens by way of its text projection",
+        None,
+        is_default=False,
+        host_tokens=through_text_projection,
+    ),
+    _family("unet", "a UNet of its own shape", None),
+)

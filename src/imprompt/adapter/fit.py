@@ -1,0 +1,86 @@
+"""Whether an adapter fits a host, said before a matrix does it less kindly."""
+
+from typing import Any
+
+from torch import nn
+
+from imprompt.adapter.adapter import Adapter
+from imprompt.adapter.families import Family, family_named
+from imprompt.adapter.sites import Site
+from imprompt.core.errors import HostMismatch
+
+
+def pipe_and_host(target: Any) -> tuple[Any, nn.Module]:
+    """A pipeline, or None, and its denoiser as it was before anybody compiled it.
+
+    Raises:
+        HostMismatch: there is none.
+    """
+    names = ("unet", "transformer", "prior", "decoder")
+    parts = (getattr(target, name, None) for name in names)
+    host = target if isinstance(target, nn.Module) else next((part for part in parts if part is not None), None)
+    if not isinstance(host, nn.Module):
+        raise HostMismatch(
+            f"{type(target).__name__} has no denoiser to attach to; pass a diffusers pipeline with one of "
+            f"{', '.join(names)}, or the denoiser itself"
+        )
+    pipe = None if isinstance(target, nn.Module) else target
+    return pipe, getattr(host, "_orig_mod", host)
+
+
+def common_family(adapters: tuple[Adapter, ...]) -> Family:
+    """The family of adapters that are to be attached together.
+
+    Raises:
+        HostMismatch: they are of several families, or there are none.
+    """
+    names = list(dict.fromkeys(adapter.spec.family for adapter in adapters))
+    if len(names) != 1:
+        raise HostMismatch(f"adapters of {' and '.join(map(repr, names)) or 'no family'}; attach those of one family")
+    return family_named(names[0])
+
+
+def sites_of(family: Family, host: nn.Module) -> tuple[Site, ...]:
+    """The sites of a host for a family.
+
+    Raises:
+        HostMismatch: the host is not of that family's kind, or has no sites.
+    """
+    if not {kind.__name__ for kind in type(host).__mro__} & {*family.hosts}:
+        raise HostMismatch(
+            f"adapters of the family {family.name!r} are for {' or '.join(family.hosts)}; got {type(host).__name__}. "
+            "Load the base that the adapter was made for."
+        )
+    return family.sites(host)
+
+
+def check_fit(adapter: Adapter, sites: tuple[Site, ...], host: nn.Module) -> None:
+    """Refuse an adapter that was made for another host.
+
+    Raises:
+        HostMismatch: it names what the adapter wants and what the host has.
+    """
+    spec = adapter.spec
+    family = family_named(spec.family)
+    if spec.lora is not None and (family.lora_names is None or spec.lora.indices[-1] not in family.lora_names(host)):
+        raise HostMismatch(
+            f"{spec.name!r} changes {len(spec.lora.indices)} attentions of its host, which {type(host).__name__} does "
+            "not have. Load the base that the adapter was made for."
+        )
+    wanted = (spec.cross_attention_dim, len(spec.site_widths))
+    found = (sites[0].key_width, len(sites))
+    places = {site.index: site for site in sites}
+    fits = wanted[0] == found[0] or family.has_free_tokens
+    fits = fits and (wanted[1] == found[1] or spec.is_partial) and {*spec.site_indices} <= {*places}
+    if not fits:
+        raise HostMismatch(
+            f"{spec.name!r} wants a {spec.family} host with {wanted[1]} attentions of width {wanted[0]}; "
+            f"{type(host).__name__} has {found[1]} of width {found[0]}. Load the base that the adapter was made for."
+        )
+    for index, width in zip(spec.site_indices, spec.site_widths, strict=True):
+        site = places[index]
+        if site.query_width != width:
+            raise HostMismatch(
+                f"{spec.name!r} has keys of width {width} at number {index}; {site.name} of {type(host).__name__} has "
+                f"width {site.query_width}. Load the base that the adapter was made for."
+            )
