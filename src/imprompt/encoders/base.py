@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imprompt.core.images import Fit
 
-Layer: TypeAlias = Literal["image_embeds", "hidden_states"]
+Layer: TypeAlias = Literal["image_embeds", "hidden_states", "face_embeds"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class EncoderSpec:
 
     Attributes:
         name: What people call it, as "OpenCLIP ViT-H/14".
-        kind: Its architecture, as "clip".
+        kind: Its architecture, as "clip"; see `encoders.kinds`.
         image_size: Side of the square it looks at, in pixels.
         width: Width of its hidden layers, and so of `hidden_states`.
-        projection_dim: Width of its pooled output, and so of `image_embeds`.
+        projection_dim: Width of its pooled output, and so of `image_embeds`; that of its layers where nothing projects.
         num_layers: How many transformer blocks it has.
-        num_tokens: Length of its hidden sequence, the class token included.
+        num_tokens: Length of its hidden sequence: a token a patch, and whatever stands before them.
         fingerprint: Hash of weights, dtype and preprocessing: two encoders that share it make the same features.
     """
 
@@ -61,7 +61,7 @@ class ImageEncoder(Protocol):
 
         Args:
             images: One picture or more, of any size.
-            layer: `"image_embeds"`, the pooled and projected output, or `"hidden_states"`, the sequence at a layer.
+            layer: `"image_embeds"`, the pooled output (projected in CLIP), or `"hidden_states"`, a layer's sequence.
             index: Which hidden state: 0 before the first block, -1 after the last, -2 after the last but one.
             fit: What becomes of pictures that are not square.
 
@@ -72,6 +72,8 @@ class ImageEncoder(Protocol):
 
     def encode_null(self, *, layer: Layer, index: int = -2) -> Tensor:
         """Turn pixels that are zero after normalisation into features, as training did where it dropped the picture.
+
+        That is the mean colour. An adapter whose null image is black wants `encode` of a black picture.
 
         Returns:
             `[1, projection_dim]` or `[1, num_tokens, width]`.

@@ -1,4 +1,4 @@
-"""From a picture to the numbers a CLIP vision tower reads, bit for bit as its own processor computes them.
+"""From a picture to the numbers a vision tower reads, bit for bit as its own processor computes them.
 
 The processor of transformers is not used: its default needs torchvision, and it knows one way to make a picture square.
 """
@@ -6,7 +6,7 @@ The processor of transformers is not used: its default needs torchvision, and it
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,18 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from imprompt.core.errors import CheckpointError
 from imprompt.core.images import Fit, check_fit
 
 logger = logging.getLogger(__name__)
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and deviation: pixels from -1 to 1
+
+BILINEAR, BICUBIC = 2, 3  # as Pillow numbers its filters
 
 # A picture thinner than this is cut before it is scaled: a strip of one pixel would else become millions of them wide.
 _MAX_RATIO = 16
@@ -44,34 +50,60 @@ class Preprocessing:
     crop_size: int = 224
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
-    resample: int = 3
+    resample: int = BICUBIC
 
     @classmethod
     def openai(cls, image_size: int = 224) -> "Preprocessing":
         """CLIP's own, at the size of an encoder."""
         return cls(shortest_edge=image_size, crop_size=image_size)
 
+    def at(self, image_size: int) -> "Preprocessing":
+        """The same at the size of an encoder: with the crop that it makes, but without a margin."""
+        return replace(self, crop_size=image_size, shortest_edge=image_size if self.shortest_edge else 0)
+
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, image_size: int = 224) -> "Preprocessing":
-        """Read the content of a `preprocessor_config.json`, of any age; what it does not say is as OpenAI had it."""
-        size = config.get("size") or image_size
-        normalised = config.get("do_normalize", True)
+    def from_config(cls, config: Mapping[str, Any], *, default: "Preprocessing | None" = None) -> "Preprocessing":
+        """Read the content of a `preprocessor_config.json`, of any age.
+
+        Args:
+            config: The content.
+            default: What holds where it says nothing; OpenAI's for CLIP by default.
+
+        Raises:
+            CheckpointError: It makes no squares.
+        """
+        default = cls.openai() if default is None else default
+        shortest_edge, crop_size = _sizes(config, default)
+        normalised = config.get("do_normalize") is not False
         return cls(
-            shortest_edge=0 if isinstance(size, Mapping) and "shortest_edge" not in size else _side(size),
-            crop_size=_side(config.get("crop_size") or size),
-            mean=_triple(config.get("image_mean") or OPENAI_MEAN) if normalised else (0.0, 0.0, 0.0),
-            std=_triple(config.get("image_std") or OPENAI_STD) if normalised else (1.0, 1.0, 1.0),
-            resample=3 if config.get("resample") is None else int(config["resample"]),
+            shortest_edge=shortest_edge,
+            crop_size=crop_size,
+            mean=_triple(config.get("image_mean") or default.mean) if normalised else (0.0, 0.0, 0.0),
+            std=_triple(config.get("image_std") or default.std) if normalised else (1.0, 1.0, 1.0),
+            resample=default.resample if config.get("resample") is None else int(config["resample"]),
         )
 
     @classmethod
-    def from_folder(cls, folder: Path, *, image_size: int = 224) -> "Preprocessing":
-        """Read a folder's `preprocessor_config.json`; OpenAI's values where there is none, which the log then says."""
-        path = folder / "preprocessor_config.json"
-        if path.is_file():
-            return cls.from_config(json.loads(path.read_text()), image_size=image_size)
-        logger.info("no preprocessor_config.json in '%s': preparing pictures as OpenAI's CLIP does", folder)
-        return cls.openai(image_size)
+    def from_folder(cls, folder: Path, *, default: "Preprocessing | None" = None) -> "Preprocessing":
+        """Read a folder's `preprocessor_config.json`; the default where there is none, which the log then says.
+
+        Raises:
+            CheckpointError: It cannot be read, or makes no squares.
+        """
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            path = folder / name
+            if not path.is_file():
+                continue
+            try:
+                config = json.loads(path.read_text())
+                # The second is of a processor for pictures and texts, and says this in a part of its own.
+                return cls.from_config(config.get("image_processor", config), default=default)
+            except (AttributeError, CheckpointError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"'{path}' does not say how to prepare pictures ({error}); get it again."
+                ) from error
+        logger.info("no preprocessor_config.json in '%s': preparing pictures as is usual for such an encoder", folder)
+        return cls.openai() if default is None else default
 
     def to_json(self) -> str:
         """Every value, in a fixed order, for fingerprints."""
@@ -142,9 +174,30 @@ def _limit_ratio(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
+def _sizes(config: Mapping[str, Any], default: Preprocessing) -> tuple[int, int]:
+    """The shorter side before the crop, or 0 if both sides are scaled alike, and the side of the square."""
+    size = config.get("size")
+    if not size:
+        shortest_edge, square = default.shortest_edge, default.crop_size
+    elif isinstance(size, Mapping) and "shortest_edge" not in size:
+        shortest_edge, square = 0, _side(size)
+    else:
+        shortest_edge = square = _side(size)
+    cropped = config.get("do_center_crop") is not False and config.get("crop_size")
+    return shortest_edge, _side(config["crop_size"]) if cropped else square
+
+
 def _side(size: Any) -> int:
     """Read a size that is a number, or a mapping with one in it."""
-    return int((size.get("shortest_edge") or size["height"]) if isinstance(size, Mapping) else size)
+    match size:
+        case int():
+            return size
+        case {"shortest_edge": int(side)}:
+            return side
+        case {"height": int(height), "width": int(width)} if height == width:
+            return height
+        case _:
+            raise CheckpointError(f"its size is {size!r}; expected a number, a shortest_edge, or equal sides")
 
 
 def _triple(values: Sequence[float]) -> tuple[float, float, float]:

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPVisionModelWithProjection
 
 from imprompt.adapter.adapter import describe_features
 from imprompt.adapter.spec import AdapterSpec
@@ -18,12 +17,13 @@ from imprompt.core.errors import EncoderMismatch
 from imprompt.core.images import Fit
 from imprompt.encoders.base import EncoderSpec, ImageEncoder, Layer
 from imprompt.encoders.cache import CachedEncoder, FeatureCache
-from imprompt.encoders.clip import CLIPEncoder
+from imprompt.encoders.kinds import KINDS, kind_of_model
 from imprompt.encoders.known import KnownEncoder, encoders_of_width, known_encoder
+from imprompt.encoders.vision import VisionEncoder
 
 logger = logging.getLogger(__name__)
 
-# An encoder, a CLIP vision model, or the folder or hub folder of one.
+# An encoder, a vision tower of transformers, or the folder or hub folder of one.
 EncoderSource: TypeAlias = ImageEncoder | nn.Module | str | Path
 
 # How an attachment loads an encoder from its folder.
@@ -33,7 +33,7 @@ Loader: TypeAlias = Callable[[str | Path], ImageEncoder]
 class OffloadedEncoder:
     """An encoder that is on the device only while it works."""
 
-    def __init__(self, encoder: CLIPEncoder, device: torch.device) -> None:
+    def __init__(self, encoder: VisionEncoder, device: torch.device) -> None:
         self.encoder = encoder
         self.device = device
 
@@ -167,7 +167,10 @@ def find_encoders(
     made: dict[int, ImageEncoder | None] = {}
     for source in sources:
         if id(source) not in made:
-            made[id(source)] = _encoder(own if source is None else source, pipe, load)
+            # The pipeline's processor is for the pipeline's own encoder; any other one has what its kind wants.
+            is_own = source is None or source is own
+            processor = getattr(pipe, "feature_extractor", None) if is_own else None
+            made[id(source)] = _encoder(own if source is None else source, processor, load)
     return [made[id(source)] for source in sources]
 
 
@@ -176,26 +179,27 @@ def cached(encoder: ImageEncoder, cache: FeatureCache) -> ImageEncoder:
     return encoder if isinstance(encoder, CachedEncoder) else CachedEncoder(encoder, cache)
 
 
-def _encoder(source: EncoderSource | None, pipe: Any, load: Loader) -> ImageEncoder | None:
+def _encoder(source: EncoderSource | None, processor: Any, load: Loader) -> ImageEncoder | None:
     if source is None:
         return None
     if isinstance(source, str | Path):
         return load(source)
     if isinstance(source, ImageEncoder):
         return source
-    if isinstance(source, CLIPVisionModelWithProjection):
-        return CLIPEncoder(source, getattr(pipe, "feature_extractor", None))
+    if isinstance(source, nn.Module) and kind_of_model(source) is not None:
+        return VisionEncoder(source, processor)
     raise EncoderMismatch(
-        f"{type(source).__name__} is no image encoder that imprompt knows; pass a CLIPVisionModelWithProjection, its "
-        "folder, or an object with the methods of imprompt.encoders.base.ImageEncoder"
+        f"{type(source).__name__} is no image encoder that imprompt knows; pass a "
+        f"{', '.join(kind.model_class for kind in KINDS)}, its folder, or an object with the methods of "
+        "imprompt.encoders.base.ImageEncoder"
     )
 
 
 def load_encoder(source: str | Path, *, dtype: torch.dtype, device: torch.device, offload: bool) -> ImageEncoder:
     """Load an encoder from a folder, here or on the hub; with `offload`, it visits the device only to work."""
     if offload:
-        return OffloadedEncoder(CLIPEncoder.from_folder(source, dtype=dtype), device)
-    return CLIPEncoder.from_folder(source, dtype=dtype, device=device)
+        return OffloadedEncoder(VisionEncoder.from_folder(source, dtype=dtype), device)
+    return VisionEncoder.from_folder(source, dtype=dtype, device=device)
 
 
 def _published(spec: AdapterSpec) -> KnownEncoder | None:

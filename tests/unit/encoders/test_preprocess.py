@@ -1,6 +1,7 @@
 """Pixels as CLIP reads them."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from imprompt.core.errors import ImageError
-from imprompt.encoders.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocessing, lost_by_crop, prepare_pixels
+from imprompt.core.errors import CheckpointError, ImageError
+from imprompt.encoders.preprocess import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    OPENAI_MEAN,
+    OPENAI_STD,
+    Preprocessing,
+    lost_by_crop,
+    prepare_pixels,
+)
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -36,11 +47,47 @@ def noise(width: int, height: int) -> Image.Image:
 def test_cropped_pixels_equal_those_of_transformers(config: dict[str, Any], width: int, height: int) -> None:
     processor = CLIPImageProcessorPil(**config)
     theirs = processor(noise(width, height), return_tensors="pt")["pixel_values"][0]
-    settings = processor.to_dict()
-    if not settings["do_center_crop"]:
-        settings["crop_size"] = None
-    ours = prepare_pixels(noise(width, height), Preprocessing.from_config(settings))
+    ours = prepare_pixels(noise(width, height), Preprocessing.from_config(processor.to_dict()))
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("width", "height"), [(384, 384), (100, 100), (640, 480), (333, 999), (31, 47)])
+@pytest.mark.parametrize(
+    "processor",
+    [
+        SiglipImageProcessorPil(size={"height": 384, "width": 384}),
+        SiglipImageProcessorPil(size={"height": 48, "width": 48}, resample=2),
+        BitImageProcessorPil(
+            size={"shortest_edge": 256}, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
+        ),
+    ],
+    ids=["siglip", "siglip2", "dinov2"],
+)
+def test_pixels_equal_those_of_other_processors(processor: Any, width: int, height: int) -> None:
+    theirs = processor(noise(width, height), return_tensors="pt")["pixel_values"][0]
+    ours = prepare_pixels(noise(width, height), Preprocessing.from_config(processor.to_dict()))
+    assert torch.equal(ours, theirs)
+
+
+def test_what_a_configuration_does_not_say_is_as_the_default_has_it() -> None:
+    default = Preprocessing(shortest_edge=256, crop_size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD, resample=2)
+    assert Preprocessing.from_config({}, default=default) == default
+    assert Preprocessing.from_config({"crop_size": 112}, default=default) == replace(default, crop_size=112)
+    assert Preprocessing.from_config({"size": 64}, default=default).shortest_edge == 64
+
+
+def test_at_another_size() -> None:
+    assert Preprocessing(shortest_edge=256, crop_size=224).at(32) == Preprocessing.openai(32)
+    assert Preprocessing(shortest_edge=0, crop_size=384).at(32) == Preprocessing(shortest_edge=0, crop_size=32)
+
+
+@pytest.mark.parametrize("size", [{"height": 3, "width": 4}, {"longest_edge": 3}, "224", {}, [224]])
+def test_a_size_that_makes_no_squares(size: Any) -> None:
+    if not size:
+        assert Preprocessing.from_config({"size": size}) == Preprocessing()
+        return
+    with pytest.raises(CheckpointError, match="expected a number, a shortest_edge, or equal sides"):
+        Preprocessing.from_config({"size": size})
 
 
 @pytest.mark.parametrize("config", [{}, {"size": 224, "crop_size": 224}, {"size": {"shortest_edge": 224}}])
@@ -60,9 +107,21 @@ def test_a_folder_with_a_configuration(tmp_path: Path) -> None:
 
 def test_a_folder_without_one_is_openais_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "imprompt"):
-        assert Preprocessing.from_folder(tmp_path, image_size=32) == Preprocessing.openai(32)
+        assert Preprocessing.from_folder(tmp_path, default=Preprocessing.openai(32)) == Preprocessing.openai(32)
     assert len(caplog.records) == 1
     assert "no preprocessor_config.json" in caplog.text
+
+
+def test_a_folder_with_the_configuration_of_pictures_and_texts_together(tmp_path: Path) -> None:
+    (tmp_path / "processor_config.json").write_text('{"image_processor": {"size": {"height": 64, "width": 64}}}')
+    assert Preprocessing.from_folder(tmp_path) == Preprocessing(shortest_edge=0, crop_size=64)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", '{"size": "big"}', '{"image_mean": [0.5]}'])
+def test_a_folder_whose_configuration_cannot_be_read(tmp_path: Path, content: str) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="preprocessor_config.json' does not say how to prepare pictures"):
+        Preprocessing.from_folder(tmp_path)
 
 
 def test_padding_shows_the_whole_picture_on_white() -> None:

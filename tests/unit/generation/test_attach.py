@@ -17,7 +17,7 @@ from imprompt.core.errors import (
     PromptError,
 )
 from imprompt.encoders.cache import CachedEncoder
-from imprompt.encoders.clip import CLIPEncoder
+from imprompt.encoders.vision import VisionEncoder
 from imprompt.generation import attach as attach_module
 from imprompt.generation.attach import attach
 from imprompt.prompts.image_prompt import ImagePrompt
@@ -95,9 +95,9 @@ def test_an_encoder_that_is_offloaded_makes_the_same_features(bare, adapters, ca
 
 def test_pictures_of_all_rows_are_encoded_together(pipe, adapters, cat, street, monkeypatch):
     sizes = []
-    original = CLIPEncoder._features
+    original = VisionEncoder._features
     monkeypatch.setattr(
-        CLIPEncoder,
+        VisionEncoder,
         "_features",
         lambda self, pixels, *given: sizes.append(len(pixels)) or original(self, pixels, *given),
     )
@@ -109,8 +109,8 @@ def test_pictures_of_all_rows_are_encoded_together(pipe, adapters, cat, street, 
 
 def test_a_picture_is_encoded_once(pipe, adapters, cat, monkeypatch):
     calls = []
-    original = CLIPEncoder._features
-    monkeypatch.setattr(CLIPEncoder, "_features", lambda *given: calls.append(1) or original(*given))
+    original = VisionEncoder._features
+    monkeypatch.setattr(VisionEncoder, "_features", lambda *given: calls.append(1) or original(*given))
     with attach(pipe, adapters["resampler"]) as images:
         for _ in range(3):
             images.set(ImagePrompt(cat), ImagePrompt(cat, weight=0.3))
@@ -121,7 +121,7 @@ def test_a_picture_is_encoded_once(pipe, adapters, cat, monkeypatch):
 def test_the_encoder_may_be_given(bare, adapters, cat, tmp_path, kind):
     tower = tiny.vision_tower()
     tower.save_pretrained(tmp_path / "encoder")
-    given = {"module": tower, "encoder": CLIPEncoder(tower), "folder": tmp_path / "encoder", "list": [tower]}[kind]
+    given = {"module": tower, "encoder": VisionEncoder(tower), "folder": tmp_path / "encoder", "list": [tower]}[kind]
     with attach(bare, adapters["linear"], image_encoder=given) as images:
         images.set(ImagePrompt(cat))
         assert images.describe_encoders()[0]["adapter"] == "tiny-linear"
@@ -161,7 +161,7 @@ def test_the_published_encoder_is_loaded_when_it_is_needed(bare, cat, monkeypatc
 
     def load(source, **_):
         loaded.append(source)
-        return CLIPEncoder(tiny.vision_tower())
+        return VisionEncoder(tiny.vision_tower())
 
     monkeypatch.setattr(attach_module, "load_encoder", load)
     with attach(bare, adapter) as images:
@@ -208,7 +208,9 @@ def test_two_adapters_with_encoders_of_their_own(pipe, adapters, cat, street):
 def test_a_bare_unet_takes_prompts_too(pipe, adapters, cat):
     inputs = tiny.host_inputs(pipe.unet)
     plain = tiny.call(pipe.unet, inputs)
-    with attach(pipe.unet, adapters["linear"], image_encoder=CachedEncoder(CLIPEncoder(tiny.vision_tower()))) as images:
+    with attach(
+        pipe.unet, adapters["linear"], image_encoder=CachedEncoder(VisionEncoder(tiny.vision_tower()))
+    ) as images:
         images.set(ImagePrompt(cat))
         assert not torch.equal(tiny.call(pipe.unet, inputs), plain)
 

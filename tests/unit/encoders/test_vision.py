@@ -1,4 +1,4 @@
-"""The CLIP encoder gives what its model gives, and says what it is."""
+"""A vision encoder gives what its model gives, and says what it is."""
 
 import copy
 from pathlib import Path
@@ -12,8 +12,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from imprompt.core.errors import CheckpointError, DownloadError, EncoderMismatch, ImageError
 from imprompt.encoders.base import ImageEncoder
-from imprompt.encoders.clip import CLIPEncoder
 from imprompt.encoders.preprocess import Preprocessing
+from imprompt.encoders.vision import VisionEncoder
 
 Tower = CLIPVisionModelWithProjection
 
@@ -32,12 +32,12 @@ def folder(tower: Tower, tmp_path: Path) -> Path:
 
 
 def test_it_is_an_image_encoder(tower: Tower) -> None:
-    assert isinstance(CLIPEncoder(tower), ImageEncoder)
+    assert isinstance(VisionEncoder(tower), ImageEncoder)
 
 
 def test_features_are_the_models_own(tower: Tower) -> None:
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    encoder = CLIPEncoder(tower, processor)
+    encoder = VisionEncoder(tower, processor)
     pictures = [picture(50, 40, "red"), picture(32, 32, "blue")]
     with torch.no_grad():
         output = tower(**processor(pictures, return_tensors="pt"), output_hidden_states=True)
@@ -49,7 +49,7 @@ def test_features_are_the_models_own(tower: Tower) -> None:
 
 
 def test_no_picture_is_zero_normalised_pixels(tower: Tower) -> None:
-    encoder = CLIPEncoder(tower)
+    encoder = VisionEncoder(tower)
     with torch.no_grad():
         output = tower(pixel_values=torch.zeros(1, 3, 32, 32), output_hidden_states=True)
     assert torch.equal(encoder.encode_null(layer="image_embeds"), output.image_embeds)
@@ -57,46 +57,46 @@ def test_no_picture_is_zero_normalised_pixels(tower: Tower) -> None:
 
 
 def test_many_pictures_are_encoded_in_parts(tower: Tower) -> None:
-    encoder = CLIPEncoder(tower)
+    encoder = VisionEncoder(tower)
     pictures = [picture(32, 32, f"rgb({5 * n}, 0, 0)") for n in range(35)]
     features = encoder.encode(pictures, layer="image_embeds")
     torch.testing.assert_close(features[34:], encoder.encode(pictures[34:], layer="image_embeds"))
 
 
 def test_the_spec_says_what_it_is(tower: Tower) -> None:
-    spec = CLIPEncoder(tower).spec
+    spec = VisionEncoder(tower).spec
     assert (spec.width, spec.projection_dim, spec.num_layers, spec.num_tokens, spec.image_size) == (16, 12, 3, 17, 32)
     assert spec.name == "CLIP vision 16/12"
     assert (spec.feature_width("image_embeds"), spec.feature_width("hidden_states")) == (12, 16)
-    assert repr(CLIPEncoder(tower)).startswith("CLIPEncoder(CLIP vision 16/12: 32 px")
+    assert repr(VisionEncoder(tower)).startswith("VisionEncoder(CLIP vision 16/12: 32 px")
 
 
 def test_the_fingerprint_follows_weights_dtype_and_preprocessing(tower: Tower) -> None:
     same, moved, half = copy.deepcopy(tower), copy.deepcopy(tower), copy.deepcopy(tower).half()
     with torch.no_grad():
         moved.visual_projection.weight += 1e-3
-    prints = [CLIPEncoder(model).spec.fingerprint for model in (tower, same, moved, half)]
-    prints.append(CLIPEncoder(tower, Preprocessing(32, 32, mean=(0.5, 0.5, 0.5))).spec.fingerprint)
+    prints = [VisionEncoder(model).spec.fingerprint for model in (tower, same, moved, half)]
+    prints.append(VisionEncoder(tower, Preprocessing(32, 32, mean=(0.5, 0.5, 0.5))).spec.fingerprint)
     assert prints[0] == prints[1]
     assert len(set(prints)) == 4
 
 
 def test_weights_that_live_elsewhere_share_a_fingerprint_with_nobody(tower: Tower) -> None:
     meta = tower.to("meta")
-    assert CLIPEncoder(meta).spec.fingerprint != CLIPEncoder(meta).spec.fingerprint
+    assert VisionEncoder(meta).spec.fingerprint != VisionEncoder(meta).spec.fingerprint
 
 
 def test_half_precision_in_half_precision_out(tower: Tower) -> None:
-    assert CLIPEncoder(tower.bfloat16()).encode([picture()], layer="image_embeds").dtype == torch.bfloat16
+    assert VisionEncoder(tower.bfloat16()).encode([picture()], layer="image_embeds").dtype == torch.bfloat16
 
 
 def test_a_processor_of_another_size_gives_way(tower: Tower) -> None:
-    encoder = CLIPEncoder(tower, CLIPImageProcessorPil(image_mean=[0.5] * 3))
+    encoder = VisionEncoder(tower, CLIPImageProcessorPil(image_mean=[0.5] * 3))
     assert encoder.preprocessing == Preprocessing(32, 32, mean=(0.5, 0.5, 0.5))
 
 
 def test_a_crop_is_reported_once_a_picture(tower: Tower, caplog: pytest.LogCaptureFixture) -> None:
-    encoder = CLIPEncoder(tower)
+    encoder = VisionEncoder(tower)
     for _ in range(2):
         encoder.encode([picture(40, 32)], layer="image_embeds")
     assert [record.getMessage() for record in caplog.records] == [
@@ -108,7 +108,7 @@ def test_a_crop_is_reported_once_a_picture(tower: Tower, caplog: pytest.LogCaptu
 
 
 def test_what_loses_nothing_is_not_reported(tower: Tower, caplog: pytest.LogCaptureFixture) -> None:
-    encoder = CLIPEncoder(tower)
+    encoder = VisionEncoder(tower)
     encoder.encode([picture(400, 398)], layer="image_embeds")
     encoder.encode([picture(40, 32)], layer="image_embeds", fit="pad")
     encoder.encode([picture(40, 32)], layer="image_embeds", fit="stretch")
@@ -117,44 +117,70 @@ def test_what_loses_nothing_is_not_reported(tower: Tower, caplog: pytest.LogCapt
 
 def test_no_pictures(tower: Tower) -> None:
     with pytest.raises(ImageError, match="give at least one"):
-        CLIPEncoder(tower).encode([], layer="image_embeds")
+        VisionEncoder(tower).encode([], layer="image_embeds")
 
 
 @pytest.mark.parametrize("index", [4, -5])
 def test_a_layer_it_does_not_have(tower: Tower, index: int) -> None:
     with pytest.raises(EncoderMismatch, match=rf"CLIP vision 16/12 has 4 hidden states.*got index {index}"):
-        CLIPEncoder(tower).encode([picture()], layer="hidden_states", index=index)
+        VisionEncoder(tower).encode([picture()], layer="hidden_states", index=index)
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_an_unknown_layer(tower: Tower) -> None:
     with pytest.raises(EncoderMismatch, match="layer must be 'image_embeds' or 'hidden_states'; got 'pooler'"):
-        CLIPEncoder(tower).encode([picture()], layer="pooler")  # pyright: ignore[reportArgumentType]
+        VisionEncoder(tower).encode([picture()], layer="pooler")  # pyright: ignore[reportArgumentType]
 
 
 def test_from_a_folder(tower: Tower, folder: Path) -> None:
-    loaded = CLIPEncoder.from_folder(folder)
+    loaded = VisionEncoder.from_folder(folder)
     assert loaded.preprocessing == Preprocessing(32, 32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    built = CLIPEncoder(tower, loaded.preprocessing)
+    built = VisionEncoder(tower, loaded.preprocessing)
     assert loaded.spec == built.spec
     assert torch.equal(
         loaded.encode([picture()], layer="image_embeds"), built.encode([picture()], layer="image_embeds")
     )
-    assert CLIPEncoder.from_folder(folder.parent, subfolder=folder.name, dtype=torch.half).model.dtype == torch.half
+    assert VisionEncoder.from_folder(folder.parent, subfolder=folder.name, dtype=torch.half).model.dtype == torch.half
 
 
 def test_from_nowhere(tmp_path: Path) -> None:
     with pytest.raises(DownloadError):
-        CLIPEncoder.from_folder(tmp_path / "none")
-    with pytest.raises(CheckpointError, match=r"holds no CLIP vision encoder that can be read.*needs config.json"):
-        CLIPEncoder.from_folder(tmp_path)
+        VisionEncoder.from_folder(tmp_path / "none")
+    with pytest.raises(CheckpointError, match=r"holds no vision encoder that can be read: it needs a config.json"):
+        VisionEncoder.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '"text"', "{", '{"model_type": ["clip"]}'])
+def test_from_a_folder_whose_configuration_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"(config.json that says its model_type|holds a \"\['clip'\]\")"):
+        VisionEncoder.from_folder(tmp_path)
+
+
+def test_from_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match=r"holds a 'bert'; a vision encoder is one of clip_vision_model, siglip_"):
+        VisionEncoder.from_folder(tmp_path)
+
+
+def test_from_a_folder_of_pickles(tower: Tower, tmp_path: Path) -> None:
+    tower.config.save_pretrained(tmp_path)
+    torch.save(tower.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"that can be read.*it needs config.json and model.safetensors"):
+        VisionEncoder.from_folder(tmp_path)
+
+
+def test_a_preprocessing_that_makes_no_squares(folder: Path) -> None:
+    (folder / "preprocessor_config.json").write_text('{"size": {"height": 32, "width": 64}}')
+    with pytest.raises(CheckpointError, match=r"does not say how to prepare pictures \(its size is .*or equal sides"):
+        VisionEncoder.from_folder(folder)
 
 
 def test_from_a_truncated_file(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="can be read"):
-        CLIPEncoder.from_folder(folder)
+        VisionEncoder.from_folder(folder)
 
 
 def test_from_a_file_without_the_projection(folder: Path) -> None:
@@ -162,5 +188,5 @@ def test_from_a_file_without_the_projection(folder: Path) -> None:
     tensors = load_file(path)
     del tensors["visual_projection.weight"]
     save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(CheckpointError, match="lacks 1 tensors, as 'visual_projection.weight'"):
-        CLIPEncoder.from_folder(folder)
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensors, as 'visual_projection.weight'; take a whole CLIP"):
+        VisionEncoder.from_folder(folder)
