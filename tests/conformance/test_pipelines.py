@@ -229,9 +229,9 @@ def test_unknown_guidance_and_pipeline_without_unet_are_named() -> None:
     adapter = tiny.adapter(host)
     with pytest.raises(ConditioningError, match="'perp'"):
         attach(host, adapter, guidance="perp")
-    with pytest.raises(HostMismatch, match="no UNet"):
+    with pytest.raises(HostMismatch, match="no denoiser"):
         attach(object(), adapter)
-    with pytest.raises(HostMismatch, match="no cross-attention"):
+    with pytest.raises(HostMismatch, match="got Linear"):
         attach(torch.nn.Linear(2, 2), adapter)
     assert not any(module._forward_hooks for module in host.modules())
 

@@ -244,10 +244,9 @@ class Attachment:
         layout = part or self.guidance or layout_of(self.pipe, batch, self.family.guidance)
         if layout == "separate":
             layout = self._calls.part(self.pipe)
-        has_null = self._banks[0].has_null
-        if "negative" in LAYOUTS[layout] and not has_null:
+        if "negative" in LAYOUTS[layout] and not all(bank.has_null for bank in self._banks):
             raise ConditioningError(
-                f"guidance '{layout}' has negative rows, but the conditioning has no tokens for them; give null_tokens"
+                f"guidance '{layout}' has negative rows, but a prompt has no null tokens; give the conditioning some"
             )
         return bank_rows(layout, rows=self._banks[0].rows, batch=batch)
 

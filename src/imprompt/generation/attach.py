@@ -115,11 +115,11 @@ def attach(
 ) -> PipelineAttachment:
     """Attach image prompt adapters to a pipeline; until they are detached, it follows the images that are set.
 
-    Any diffusers pipeline that holds a `UNet2DConditionModel` will do, whether or not it knows image prompts itself. It
-    is called as ever, and its weights are not touched.
+    Any diffusers pipeline will do whose denoiser is of a family that imprompt knows, whether or not it knows image
+    prompts itself. It is called as ever, and its weights are not touched.
 
     Args:
-        target: the pipeline, or a bare UNet.
+        target: the pipeline, or a bare denoiser.
         *adapters: one adapter or several; prompts name theirs by its position.
         image_encoder: what turns pictures into features: an `ImageEncoder`, a `CLIPVisionModelWithProjection`, its
             folder or hub folder; a list gives every adapter its own. By default the pipeline's `image_encoder`, else
@@ -127,7 +127,7 @@ def attach(
         offload: move the adapters' weights, and an encoder loaded here, off the device when they have done their work.
         fuse: put a faster attention processor with the same output in place of diffusers' stock one.
         guidance: how a batch is laid out, one of `imprompt.adapter.guidance.LAYOUTS`; by default the pipeline tells,
-            and a bare UNet has positive rows alone.
+            and a bare denoiser has positive rows alone.
         cache: where features are kept, e.g. `FeatureCache(folder=...)` to keep them on disk; by default in memory, as
             long as the attachment lives.
 
@@ -135,7 +135,7 @@ def attach(
         The attachment: `set` gives it image prompts, and leaving its `with` block, or `detach`, takes it off.
 
     Raises:
-        HostMismatch: the adapter was made for a UNet of another shape.
+        HostMismatch: the adapter was made for another denoiser.
         EncoderMismatch: the image encoder makes other features than the adapter reads.
         ConditioningError: the guidance is unknown.
 
