@@ -5,11 +5,12 @@ sites of their hosts. Nothing is taken from imprompt. `tests/unit/adapter/test_p
 measured on the files themselves: numbers of parameters, and sizes to the byte, which a wrong key or shape would miss.
 
 Sources, as repository + file: tencent-ailab/IP-Adapter (ip_adapter/*.py), instantX-research/InstantID
-(ip_adapter/resampler.py), Kwai-Kolors/Kolors (kolors/models/ipa_faceid_plus/*.py and the FaceID pipeline's `num_tokens`),
-instantX-research/CSGO (ip_adapter/ip_adapter.py `CSGO`, ip_adapter/attention_processor.py, ip_adapter/utils.py `BLOCKS`),
-XLabs-AI/x-flux (src/flux), huggingface/diffusers (loaders/transformer_sd3.py, which names every key of the SD3.5 file),
-ToTheBeginning/PuLID (pulid/encoders.py, encoders_transformer.py, attention_processor.py, pipeline_v1_1.py and
-pipeline_flux.py, which load with strict=True).
+(ip_adapter/resampler.py), Kwai-Kolors/Kolors (kolors/models/ipa_faceid_plus/ipa_faceid_plus.py, and the loading in
+kolors/pipelines/pipeline_stable_diffusion_xl_chatglm_256_ipadapter_FaceID.py), instantX-research/CSGO
+(ip_adapter/ip_adapter.py, ip_adapter/attention_processor.py, ip_adapter/utils.py), XLabs-AI/x-flux (src/flux),
+huggingface/diffusers (loaders/transformer_sd3.py, which names every key of the SD3.5 file), ToTheBeginning/PuLID
+(pulid/encoders.py, encoders_transformer.py, attention_processor.py; pipeline.py, pipeline_v1_1.py and pipeline_flux.py
+load with strict=True). Sizes and number formats: the hub's own pages of these files.
 """
 
 import json
@@ -37,8 +38,8 @@ class Published:
         shapes: its tensors; of a pickle of several dictionaries, their names joined by a dot.
         family: the base, as "sd1", "sdxl", "kolors", "flux" or "sd3".
         encoder: what makes the features it reads.
-        layer: which of them: "image_embeds", "hidden_states", "face_embeds"; "tokens" of PuLID, whose file holds its own
-            encoder of faces.
+        layer: which of them: "image_embeds", "hidden_states", "face_embeds"; of PuLID, whose file holds its own encoder
+            of faces, "tokens".
         feature_width: their width.
         index: of a hidden state, which one.
         num_tokens: tokens a picture (or a face).
@@ -48,8 +49,8 @@ class Published:
         formats: number formats by the beginning of a key; the first that fits.
         metadata: of a safetensors file, its metadata as published.
         is_pickle: published as a pickle; `sections` are its dictionaries, none if it is flat.
-        face_crop: the encoder whose hidden_states[-2] of the aligned face are read beside the face embedding; their null
-            is zero pixels in h94's files and zero features in Kolors'.
+        face_crop: the encoder whose hidden_states[-2] of the aligned face are read beside the face embedding; their
+            null is zero pixels in h94's files and zero features in Kolors'.
         normalised: of a face embedding, whether it has length 1.
         shortcut: of FaceID-Plus, whether what is read is added to the tokens.
         unverified: what of this nobody has seen.
@@ -161,8 +162,8 @@ def face_plus(*, tokens: int, width: int, crop: int) -> Shapes:
 
 # ---------------------------------------------------------------------------------------------------------- sites
 
-# Widths of a UNet's attentions in the order of `attn_processors` (down, up, mid), one a transformer block; each block is
-# two processors, self-attention and then cross-attention.
+# Widths of a UNet's attentions in the order of `attn_processors` (down, up, mid), one a transformer block; each block
+# is two processors, self-attention and then cross-attention.
 SD1_BLOCKS = (*[320] * 2, *[640] * 2, *[1280] * 2, *[1280] * 3, *[640] * 3, *[320] * 3, 1280)
 SDXL_DOWN = (*[640] * 4, *[1280] * 20)
 SDXL_UP = (*[1280] * 30, *[640] * 6)
@@ -738,7 +739,7 @@ PUBLISHED: dict[str, Published] = {published.name: published for published in _A
 
 
 def header_of(published: Published) -> bytes:
-    """The header of its safetensors file, byte for byte but for the order: length, JSON, and spaces to a multiple of 8."""
+    """The header of its safetensors file: length, JSON, and spaces to a multiple of 8. Only the order may be another."""
     header: dict[str, object] = {"__metadata__": published.metadata} if published.metadata else {}
     start = 0
     for key, shape in sorted(published.shapes.items()):
