@@ -10,6 +10,13 @@ app = typer.Typer(
 )
 
 
+class Course(StrEnum):
+    """Courses of the learning rate after its rise."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+
+
 class Stage(StrEnum):
     """Stages in the order in which they build on each other."""
 
@@ -39,11 +46,21 @@ def data(
 
 
 @app.command()
+def restore() -> None:
+    """Take up the weights that ship with the package, so that training goes on from them on a new machine."""
+    from imprompt.emoji.bundle import bundle_folder
+    from imprompt.recipes.emoji import restore as recipe
+
+    typer.echo(f"finished models: {recipe.restore(bundle_folder())}")
+
+
+@app.command()
 def train(
     stage: Stage,
     minutes: Annotated[float | None, typer.Option(help="Stop at a checkpoint after so many minutes.")] = None,
     steps: Annotated[int | None, typer.Option(help="Length of the whole run in steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    schedule: Annotated[Course | None, typer.Option(help="Course of the rate; the cosine ends with the run.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Train on all emoji, not only on things.")] = False,
     device: Annotated[str | None, typer.Option(help="Where to train, such as 'cuda'; the CPU by default.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU to compute with.")] = None,
@@ -55,7 +72,13 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    changes: dict[str, Any] = {"minutes": minutes, "num_steps": steps, "learning_rate": learning_rate, "device": device}
+    changes: dict[str, Any] = {
+        "minutes": minutes,
+        "num_steps": steps,
+        "learning_rate": learning_rate,
+        "schedule": None if schedule is None else schedule.value,
+        "device": device,
+    }
     changed = {name: value for name, value in changes.items() if value is not None}
     typer.echo(f"finished model: {stages.train(stage.value, everything=everything, **changed)}")
 

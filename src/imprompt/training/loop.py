@@ -49,7 +49,7 @@ class LoopConfig:
         max_gradient_norm: Gradients are clipped to this norm.
         ema_decay: Of the averaged weights, which are what a stage hands on.
         seed: Decides data order and all randomness.
-        bfloat16: Autocast to bfloat16.
+        bfloat16: Autocast to bfloat16; None does so where the device computes in it.
         device: Where the model is trained; random numbers are drawn on the CPU, so they are the same everywhere.
         checkpoint_every: Steps between checkpoints.
         preview_every: Steps between previews; 0 draws none.
@@ -68,7 +68,7 @@ class LoopConfig:
     max_gradient_norm: float = 1.0
     ema_decay: float = 0.999
     seed: int = 0
-    bfloat16: bool = True
+    bfloat16: bool | None = None
     device: str = "cpu"
     checkpoint_every: int = 500
     preview_every: int = 0
@@ -128,6 +128,7 @@ class Trainer:
         self.task = task
         self.config = config
         self.step = 0
+        self._bfloat16 = _computes_bfloat16(config.device) if config.bfloat16 is None else config.bfloat16
         task.model.to(config.device)
         self.optimizer = _adamw(task.model, config)
         self.average = ExponentialMovingAverage(task.model, config.ema_decay)
@@ -164,7 +165,7 @@ class Trainer:
                 self.step, num_steps=config.num_steps, warmup_steps=config.warmup_steps, schedule=config.schedule
             )
         indices = batch_indices(self.step, config.batch_size, self.task.num_examples, config.seed)
-        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bfloat16):
+        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=self._bfloat16):
             loss, figures = self.task.loss(indices, generator_at(config.seed, "step", self.step))
         if not torch.isfinite(loss):
             raise TrainingDiverged(
@@ -257,6 +258,14 @@ def _adamw(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return [value for value in model.parameters() if value.requires_grad]
+
+
+def _computes_bfloat16(device: str) -> bool:
+    """Whether a device has instructions for bfloat16; a processor without them emulates it, many times slower."""
+    if torch.device(device).type != "cpu":
+        return True
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 cannot tell: float32 is safe
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _is_past(deadline: float | None) -> bool:

@@ -1,9 +1,11 @@
 from pathlib import Path
+from typing import get_args
 
 from typer.testing import CliRunner
 
-from imprompt.cli.emoji import Stage, app
+from imprompt.cli.emoji import Course, Stage, app
 from imprompt.recipes.emoji import quality, stages, unet
+from imprompt.training.schedule import Schedule
 
 
 def test_every_stage_can_be_named():
@@ -13,9 +15,13 @@ def test_every_stage_can_be_named():
 def test_train_changes_what_was_asked_and_nothing_else(monkeypatch):
     calls = []
     monkeypatch.setattr(stages, "train", lambda stage, **changes: calls.append((stage, changes)) or Path("models"))
-    result = CliRunner().invoke(app, ["train", "unet", "--minutes", "5", "--learning-rate", "1e-4"])
+    result = CliRunner().invoke(app, ["train", "unet", "--minutes", "5", "--schedule", "cosine"])
     assert result.exit_code == 0, result.output
-    assert calls == [("unet", {"everything": False, "minutes": 5.0, "learning_rate": 1e-4})]
+    assert calls == [("unet", {"everything": False, "minutes": 5.0, "schedule": "cosine"})]
+
+
+def test_courses_of_the_learning_rate_are_those_of_the_loop():
+    assert [course.value for course in Course] == list(get_args(Schedule))
 
 
 def test_snapshot_without_a_checkpoint_says_what_to_run(monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 
 from imprompt.training.checkpointing import load_checkpoint, newest_checkpoint
 from imprompt.training.errors import TrainingDiverged
-from imprompt.training.loop import LoopConfig, train
+from imprompt.training.loop import LoopConfig, _computes_bfloat16, train
 
 
 class Regression:
@@ -124,6 +124,13 @@ def test_previews_see_the_averaged_weights_and_training_goes_on_with_its_own(tmp
     step, weights = task.previews[0]
     assert step == 12
     assert torch.equal(weights, state.tensors["average"]["0.weight"])
+
+
+@pytest.mark.parametrize(("instruction", "expected"), [("avx2", False), ("avx512_bf16", True), ("bf16", True)])
+def test_bfloat16_is_for_devices_that_compute_in_it(monkeypatch, instruction, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True}, raising=False)
+    assert _computes_bfloat16("cpu") is expected
+    assert _computes_bfloat16("cuda")
 
 
 def test_the_log_tells_step_samples_loss_and_speed(tmp_path):

@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor
 
 from imprompt.adapter.adapter import Adapter, new_adapter
@@ -48,7 +47,6 @@ class AdapterConfig:
         loop: Length and pace.
         dropout: How often image, text and both are dropped.
         styled_captions: Fraction of captions that name the style; in the others only the image tells it.
-        initial_weights: Adapter checkpoint to start from where the run has none yet.
         everything: Train on all emoji, not only on the things.
     """
 
@@ -56,7 +54,6 @@ class AdapterConfig:
     loop: LoopConfig
     dropout: ConditionDropout = field(default_factory=ConditionDropout)
     styled_captions: float = 0.3
-    initial_weights: Path | None = None
     everything: bool = False
 
 
@@ -166,8 +163,6 @@ def run(config: AdapterConfig) -> Path:
     pictures = dataset.load(everything=config.everything)
     denoiser = load_denoiser()
     adapter = build(config.kind, denoiser.unet)
-    if config.initial_weights is not None:
-        adapter.load_state_dict(load_file(config.initial_weights))
     train(AdapterTask(adapter, denoiser, pictures, config), config.loop)
     return export(adapter, config)
 

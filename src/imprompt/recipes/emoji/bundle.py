@@ -19,7 +19,7 @@ from imprompt.emoji.bundle import ADAPTER_FILES
 from imprompt.emoji.styles import STYLES
 from imprompt.recipes.emoji import dataset
 from imprompt.recipes.emoji.card import model_card, notice
-from imprompt.recipes.emoji.paths import cache_folder, models_folder, quality_file
+from imprompt.recipes.emoji.paths import cache_folder, earlier_figures_file, models_folder, quality_file
 from imprompt.recipes.emoji.pipeline import build_pipeline
 from imprompt.recipes.emoji.sources import slug
 
@@ -124,11 +124,16 @@ def _write_texts(target: Path) -> None:
 
 
 def training_figures() -> dict[str, dict[str, Any]]:
-    """Last log line of every stage that has one."""
-    figures = {}
+    """Last log line of every stage that has one, and those of the runs before them that a restored bundle told of."""
+    figures: dict[str, dict[str, Any]] = {}
     for log in sorted((cache_folder() / "stages").glob("*/log.jsonl")):
         figures[log.parent.name] = json.loads(log.read_text().splitlines()[-1])
-    return figures
+    file = earlier_figures_file()
+    for name, last in json.loads(file.read_text()).items() if file.is_file() else ():
+        while name in figures:
+            name = f"{name}, before"
+        figures[name] = last
+    return dict(sorted(figures.items()))
 
 
 def _read_quality() -> str:

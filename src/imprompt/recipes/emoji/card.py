@@ -1,5 +1,6 @@
 """The texts that travel with the bundle: a model card, and the attribution that the drawings' licences ask for."""
 
+import re
 from typing import Any
 
 from imprompt.emoji.styles import STYLES
@@ -93,3 +94,12 @@ def _figure_table(figures: dict[str, dict[str, Any]]) -> str:
         f"| {name} | {last['step']:,} | {last['samples']:,} | {last['loss']:.3f} |" for name, last in figures.items()
     ]
     return "\n".join(["| stage | steps | pictures seen | last loss |", "|---|---|---|---|", *rows])
+
+
+def read_figures(card: str) -> dict[str, dict[str, Any]]:
+    """Figures of the stages as `model_card` wrote them into a card."""
+    rows = re.findall(r"^\| ([\w, -]+) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$", card, re.MULTILINE)
+    return {
+        name: {"step": int(steps.replace(",", "")), "samples": int(samples.replace(",", "")), "loss": float(loss)}
+        for name, steps, samples, loss in rows
+    }

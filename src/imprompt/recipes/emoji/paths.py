@@ -20,6 +20,11 @@ def models_folder() -> Path:
     return cache_folder() / "models"
 
 
+def earlier_figures_file() -> Path:
+    """What the runs behind a restored bundle told of their length and loss."""
+    return cache_folder() / "earlier_figures.json"
+
+
 def quality_file() -> Path:
     """Table of the last quality measurement."""
     return cache_folder() / "quality.md"

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -36,14 +35,12 @@ class UNetConfig:
         loop: Length and pace.
         empty_caption: Fraction of captions that are dropped, so that text guidance works.
         styled_captions: Fraction of captions that name the style.
-        initial_weights: Weights to start from where the run has no checkpoint yet, e.g. those that shipped last.
         everything: Train on all emoji, not only on the things.
     """
 
     loop: LoopConfig
     empty_caption: float = 0.12
     styled_captions: float = 0.8
-    initial_weights: Path | None = None
     everything: bool = False
 
 
@@ -139,8 +136,6 @@ def run(config: UNetConfig) -> Path:
     torch.manual_seed(config.loop.seed)
     pictures = dataset.load(everything=config.everything)
     model = Denoiser(build(), _text_encoder())
-    if config.initial_weights is not None:
-        model.load_state_dict(load_file(config.initial_weights))
     train(UNetTask(model, DiffusionExamples(pictures), config), config.loop)
     return snapshot(config.loop.folder)
 
