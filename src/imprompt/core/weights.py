@@ -1,30 +1,53 @@
-"""Where weights are: a file or folder on this machine, or a repository on the model hub."""
+"""Where weights are: a file or folder on this machine, a repository on the model hub, or a published adapter's name."""
 
-import re
+import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from imprompt.core.errors import DownloadError
+from imprompt.core.files import sha256_file
+from imprompt.core.published import REVISIONS, PublishedFile
+from imprompt.core.registry import (
+    HubName,
+    describe_nearest,
+    files_at,
+    find_adapter,
+    is_published,
+    parse_hub_name,
+)
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+ROOT_VARIABLE = "IMPROMPT_MODELS"
+
+_HASH_LENGTH = 64  # as the hub's cache names what it has checked
 
 
 def resolve_file(
-    repo_or_path: str | Path, filename: str | None = None, *, subfolder: str | None = None, revision: str | None = None
+    repo_or_path: str | Path,
+    filename: str | None = None,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    root: str | Path | None = None,
 ) -> Path:
-    """Find one file, here or on the hub.
+    """Find one file: here, in a folder laid out like the hub, or on the hub.
 
     Args:
-        repo_or_path: A file, a folder, a repository `"owner/name"`, or a file in one, `"owner/name/folder/file"`.
+        repo_or_path: A file, a folder, a repository `"owner/name"`, a file in one (`"owner/name/folder/file"`,
+            `"owner/name:folder/file"`, `"owner/name@revision:folder/file"`), or the name of a published adapter, as
+            `core.registry.find_adapter` takes it.
         filename: The file's name inside a folder or repository.
         subfolder: The folder it lies in, inside the folder or repository.
-        revision: A commit, tag or branch of the repository.
+        revision: A commit, tag or branch of the repository; by default the one that the registry pins, if any.
+        root: A folder that holds repositories as `owner/name/...`; by default the one that `$IMPROMPT_MODELS` names.
 
     Returns:
-        A path on this machine; from the hub, inside its cache.
+        A path on this machine; from the hub, inside its cache. A published file has been checked: its size, and how its
+        hash begins, are as they should be where that is known.
 
     Raises:
-        DownloadError: It is neither here nor reachable.
+        DownloadError: It is neither here nor reachable, or not what was published.
     """
     local = Path(repo_or_path).expanduser()
     if local.is_file():
@@ -32,17 +55,18 @@ def resolve_file(
     inside = "/".join(part for part in (subfolder, filename) if part)
     if local.is_dir():
         return _existing(local / inside, "file")
-    repository, in_name = _split_repository(repo_or_path)
-    inside = "/".join(part for part in (in_name, inside) if part)
-    if not inside:
-        raise DownloadError(f"'{repository}' is a hub repository; say which of its files, as '{repository}/FILE'.")
-
-    def download() -> str:
-        from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
-
-        return hf_hub_download(repository, inside, revision=revision)
-
-    return _download(download, f"'{inside}' of '{repository}'")
+    place, files = _published_files(str(repo_or_path), inside)
+    for file in files:
+        kept = in_models_root(place.repository, file.path, root=root)
+        if kept is not None and kept.is_file():
+            return _checked(kept, file)
+    failures: list[DownloadError] = []
+    for file in files:
+        try:
+            return _checked(_hub_file(place, file, revision), file)
+        except DownloadError as error:
+            failures.append(error)
+    raise failures[0]  # what was wrong with the best
 
 
 def resolve_folder(
@@ -51,14 +75,16 @@ def resolve_folder(
     subfolder: str | None = None,
     revision: str | None = None,
     patterns: Sequence[str] | None = None,
+    root: str | Path | None = None,
 ) -> Path:
-    """Find a folder, here or on the hub.
+    """Find a folder: here, in a folder laid out like the hub, or on the hub.
 
     Args:
-        repo_or_path: A folder, a repository `"owner/name"`, or a folder in one, `"owner/name/folder"`.
+        repo_or_path: A folder, a repository `"owner/name"`, or a folder in one, in the forms of `resolve_file`.
         subfolder: The folder inside it that is wanted.
-        revision: A commit, tag or branch of the repository.
+        revision: A commit, tag or branch of the repository; by default the one that the registry pins, if any.
         patterns: Which files of the folder to download, as `"*.json"`; all by default.
+        root: A folder that holds repositories as `owner/name/...`; by default the one that `$IMPROMPT_MODELS` names.
 
     Returns:
         A path on this machine; from the hub, inside its cache.
@@ -69,16 +95,139 @@ def resolve_folder(
     local = Path(repo_or_path).expanduser()
     if local.is_dir():
         return _existing(local / (subfolder or ""), "folder")
-    repository, in_name = _split_repository(repo_or_path)
-    inside = "/".join(part for part in (in_name, subfolder) if part)
+    place = _place(str(repo_or_path), subfolder or "")
+    kept = in_models_root(place.repository, place.inside, root=root)
+    if kept is not None and kept.is_dir():
+        return kept
+    inside = place.inside
     wanted = [f"{inside}/{pattern}" if inside else pattern for pattern in patterns or ["*"]]
 
-    def download() -> str:
-        from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
+    def download(**where: Any) -> str:
+        import huggingface_hub
 
-        return snapshot_download(repository, revision=revision, allow_patterns=wanted)
+        fetch: Any = huggingface_hub.snapshot_download  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        return str(fetch(place.repository, allow_patterns=wanted, **where))
 
-    return _existing(_download(download, f"'{inside or '.'}' of '{repository}'") / inside, "folder")
+    asked, pinned = revision or place.revision, REVISIONS.get(place.repository)
+    folder = _download(download, f"'{inside or '.'}' of '{place.repository}'", revision=asked, pinned=pinned)
+    return _existing(folder / inside, "folder")
+
+
+def resolve_adapter(name: str, *, family: str | None = None, root: str | Path | None = None) -> Path:
+    """Find the file of a published adapter by any of its names.
+
+    Args:
+        name: As `core.registry.find_adapter` takes it.
+        family: The base it has to be for, where the name does not say: `resolve_adapter("PLUS FACE", family="sdxl")`.
+        root: As for `resolve_file`.
+
+    Raises:
+        DownloadError: No adapter is called so, or its file is neither here nor reachable, or not what was published.
+    """
+    adapter = find_adapter(name, family=family)
+    return resolve_file(f"{adapter.repository}:{adapter.files[0].path.removesuffix('.safetensors')}", root=root)
+
+
+def resolve_lora(name: str, *, family: str | None = None, root: str | Path | None = None) -> Path | None:
+    """Find the file of the LoRA that belongs to a published adapter; None if it has none. See `resolve_adapter`."""
+    adapter = find_adapter(name, family=family)
+    return None if adapter.lora is None else resolve_file(f"{adapter.repository}:{adapter.lora.path}", root=root)
+
+
+def in_models_root(repository: str, inside: str = "", *, root: str | Path | None = None) -> Path | None:
+    """Where a repository, or something in it, lies in a folder laid out like the hub; None if there is no such folder.
+
+    Args:
+        repository: `"owner/name"`.
+        inside: A file or folder in it.
+        root: The folder; by default the one that `$IMPROMPT_MODELS` names.
+
+    Raises:
+        DownloadError: The folder that is named does not exist.
+    """
+    named = root or os.environ.get(ROOT_VARIABLE)
+    if not named:
+        return None
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        origin = "root=" if root else f"${ROOT_VARIABLE}"
+        raise DownloadError(f"{origin} names '{folder}', which is no folder; name one that holds 'owner/name' folders.")
+    return folder / repository / inside
+
+
+def _published_files(name: str, inside: str) -> tuple[HubName, tuple[PublishedFile, ...]]:
+    """The repository that a name means, and the files of it to try, the best first."""
+    if not inside and "/" not in name:
+        adapter = find_adapter(name)
+        return HubName(adapter.repository), adapter.files
+    place = _place(name, inside)
+    files = files_at(place)
+    if files:
+        return place, files
+    if not place.inside:
+        raise DownloadError(
+            f"'{place.repository}' is a hub repository; say which of its files, as '{place.repository}/FILE'."
+        )
+    if is_published(place.repository) and "." not in place.inside.rpartition("/")[2]:
+        nearest = describe_nearest(place.inside)
+        raise DownloadError(f"No published adapter is at '{place.repository}:{place.inside}'; {nearest}.")
+    return place, (PublishedFile(place.inside),)
+
+
+def _place(name: str, inside: str) -> HubName:
+    """Read a place on the hub, or say that a name is neither that nor a path."""
+    place = parse_hub_name(name)
+    if place is not None and inside:
+        within = "/".join(part for part in (place.inside, inside) if part)
+        revision = f"@{place.revision}" if place.revision else ""
+        place = parse_hub_name(f"{place.repository}{revision}:{within}")
+    if place is None:
+        raise DownloadError(
+            f"'{name}' is not a file or folder here, nor a hub repository ('owner/name'); check the spelling."
+        )
+    return place
+
+
+def _hub_file(place: HubName, file: PublishedFile, revision: str | None) -> Path:
+    def download(**where: Any) -> str:
+        import huggingface_hub
+
+        fetch: Any = huggingface_hub.hf_hub_download  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        return str(fetch(place.repository, file.path, **where))
+
+    asked = revision or place.revision or file.revision
+    pinned = REVISIONS.get(place.repository) if is_published(place.repository, file) else None
+    return _download(download, f"'{file.path}' of '{place.repository}'", revision=asked, pinned=pinned)
+
+
+def _checked(path: Path, file: PublishedFile) -> Path:
+    """Refuse a file that is not the one that was published."""
+    if file.num_bytes is not None and path.stat().st_size != file.num_bytes:
+        raise DownloadError(
+            f"'{path}' has {path.stat().st_size:,} bytes, but '{file.path}' was published with {file.num_bytes:,}; get "
+            "it again, or give the path of the file itself to load it as it is."
+        )
+    if file.sha256 is not None and not _hash(path).startswith(file.sha256):
+        raise DownloadError(
+            f"'{path}' has another content (SHA-256 {_hash(path)[:16]}) than '{file.path}' was published with "
+            f"({file.sha256}); get it again, or give the path of the file itself to load it as it is."
+        )
+    return path
+
+
+def _hash(path: Path) -> str:
+    """A file's SHA-256. The hub's cache names the files that it has downloaded by it."""
+    name = path.resolve().name
+    if len(name) == _HASH_LENGTH and all(digit in "0123456789abcdef" for digit in name):
+        return name
+    state = path.stat()
+    return _hash_of(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _hash_of(path: Path, _num_bytes: int, _changed: int) -> str:
+    """Hash a file once, as long as it stays what it is."""
+    return sha256_file(path)
 
 
 def _existing(path: Path, kind: str) -> Path:
@@ -92,24 +241,23 @@ def _list_folder(folder: Path, limit: int = 8) -> str:
     return ", ".join(names[:limit] + (["..."] if len(names) > limit else [])) or "nothing"
 
 
-def _split_repository(name: str | Path) -> tuple[str, str]:
-    """Split `owner/name/inside` into the repository and the rest, or say that it is neither that nor a path."""
-    owner, _, rest = str(name).partition("/")
-    repository, _, inside = rest.partition("/")
-    if not _REPOSITORY.fullmatch(f"{owner}/{repository}") or ".." in inside.split("/"):
-        raise DownloadError(
-            f"'{name}' is not a file or folder here, nor a hub repository ('owner/name'); check the spelling."
-        )
-    return f"{owner}/{repository}", inside
+def _download(download: Callable[..., str], what: str, *, revision: str | None, pinned: str | None) -> Path:
+    """Run a download; whatever the hub's client raises, of whichever library, becomes one sentence with a remedy.
 
-
-def _download(download: Callable[[], str], what: str) -> Path:
-    """Run a download; whatever the hub's client raises, of whichever library, becomes one sentence with a remedy."""
-    try:
-        return Path(download())
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-        raise DownloadError(
-            f"{what} is not on this machine and could not be downloaded ({reason}). Check the name and the "
-            "connection (HF_TOKEN where the repository is gated), or download it elsewhere and give the local path."
-        ) from error
+    Where nobody asked for a revision, the pinned one is wanted; if it cannot be had, what the cache has will do.
+    """
+    places: list[dict[str, Any]] = [{"revision": revision or pinned}]
+    if pinned and not revision:
+        places.append({"revision": None, "local_files_only": True})
+    failures: list[Exception] = []
+    for place in places:
+        try:
+            return Path(download(**place))
+        except Exception as error:
+            failures.append(error)
+    reason = next(iter(str(failures[0]).strip().splitlines()), type(failures[0]).__name__).rstrip(".")
+    raise DownloadError(
+        f"{what} is not on this machine and could not be downloaded ({reason}). Check the name and the "
+        "connection (HF_TOKEN where the repository is gated), or download it elsewhere and give the local path, or put "
+        f"it in a folder laid out like the hub that ${ROOT_VARIABLE} names."
+    ) from failures[0]
