@@ -739,7 +739,7 @@ PUBLISHED: dict[str, Published] = {published.name: published for published in _A
 
 
 def header_of(published: Published) -> bytes:
-    """The header of its safetensors file: length, JSON, and spaces to a multiple of 8. Only the order may be another."""
+    """The header of its safetensors file: length, JSON, and spaces to a multiple of 8. Only its order may differ."""
     header: dict[str, object] = {"__metadata__": published.metadata} if published.metadata else {}
     start = 0
     for key, shape in sorted(published.shapes.items()):
