@@ -7,6 +7,7 @@
     ├── HostMismatch         the adapter does not fit this denoiser
     ├── PromptError          an image prompt that makes no sense
     ├── ImageError           a picture or mask that cannot be used
+    │   └── FaceError        a picture without the face that is wanted
     ├── ConditioningError    resolved tensors that do not fit each other or the batch
     ├── BundleError          the embedded model is missing or damaged
     └── DownloadError        weights that are neither here nor reachable
@@ -41,6 +42,10 @@ class PromptError(ImpromptError):
 
 class ImageError(ImpromptError):
     """A picture or mask that cannot be used."""
+
+
+class FaceError(ImageError):
+    """A picture without the face that is wanted; whoever averages over several pictures may pass over one."""
 
 
 class ConditioningError(ImpromptError):
