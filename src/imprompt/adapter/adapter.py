@@ -159,6 +159,7 @@ def new_adapter(
     Raises:
         HostMismatch: the host is of no family that imprompt knows.
     """
+    host = getattr(host, "_orig_mod", host)  # as it was before anybody compiled it
     kind: Family = family_of(host) if family is None else family_named(family)
     sites = kind.sites(host)
     spec = AdapterSpec(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from imprompt.adapter.adapter import Adapter
-from imprompt.adapter.bank import Bank, BoundBranch, TimedBank, build_bank
+from imprompt.adapter.bank import Bank, BoundBranch, TimedBank, build_bank, place_regions
 from imprompt.adapter.clock import progress_bins, run_timesteps
 from imprompt.adapter.conditioning import Branch, Conditioning
 from imprompt.adapter.families import HostCall
@@ -131,7 +131,7 @@ class Attachment:
         for tap, fused in zip(self._taps, self._fused, strict=True):
             tap.install()
             if fused is not None:
-                tap.attention.processor = fused
+                tap.attention.processor, tap.is_fused = fused, True
         self._hooks = [
             self.host.register_forward_pre_hook(self._before, with_kwargs=True),
             self.host.register_forward_hook(self._after),
@@ -188,8 +188,16 @@ class Attachment:
             self._frame.branches = self._bind_compiled(call)
             return
         self._refresh_taps()
+        self._frame.size = self._measured(call)
         self._frame.run = getattr(getattr(self.pipe, "scheduler", None), "timesteps", None)
         self._frame.branches = self._bind(call)
+
+    def _measured(self, call: HostCall) -> tuple[int, int] | None:
+        return self.family.measure(call.positions) if self._has_to_measure(call) else call.size  # pyright: ignore
+
+    def _has_to_measure(self, call: HostCall) -> bool:
+        is_told = call.size is not None or call.positions is None or self.family.measure is None
+        return not is_told and any(bank.region is not None for bank in self._banks)
 
     def _after(self, *_: Any) -> None:
         if torch.compiler.is_compiling():
@@ -226,10 +234,15 @@ class Attachment:
             return ()
         timestep = torch.as_tensor(call.timestep, device=call.device)
         rows, scales = torch.ops.imprompt.rows_and_scales(timestep, self._handle, call.batch, call.part or "")
-        return tuple(
+        bound = tuple(
             bank.bind(rows, None if bank.schedule is None else scales[number].to(call.dtype), call.raw_timestep)
             for number, bank in enumerate(self._banks)
         )
+        if self._has_to_measure(call):
+            placed = torch.ops.imprompt.placed_regions(call.positions, rows, self._handle, call.num_queries)
+            for number, branch in enumerate(bound):
+                branch.placed = None if branch.region is None else placed[number][:, None, :, None]
+        return bound
 
     def bank_rows(self, batch: int, part: str | None = None) -> tuple[int, ...]:
         """Which row of the banks conditions each row of a host's batch of this size.
@@ -254,15 +267,16 @@ class Attachment:
         """Scale of every branch, site and row of the host's batch at a timestep: [branches, sites, batch]."""
         is_constant = all(bank.schedule is None or bank.schedule.shape[0] == 1 for bank in self._banks)
         bins = timestep.new_zeros(1).long() if is_constant else progress_bins(run_timesteps(self.pipe), timestep)
-        index = torch.tensor([row % self._banks[0].rows for row in rows], device=bins.device)
+        index = torch.tensor(rows, device=bins.device)
         return torch.stack([self._scale(bank, bins, index) for bank in self._banks])
 
     def _scale(self, bank: Bank | TimedBank, bins: Tensor, index: Tensor) -> Tensor:
         if bank.schedule is None:
             return torch.ones(len(self.sites), len(index), device=index.device)
         table = bank.schedule.to(bins.device)
-        table = table[bins if len(table) > 1 else bins[:1] * 0][..., index]
-        return table[0] if len(table) == 1 else table.diagonal(dim1=0, dim2=2)
+        table = table[bins if len(table) > 1 else bins[:1] * 0][..., index % bank.rows]
+        scale = table[0] if len(table) == 1 else table.diagonal(dim1=0, dim2=2)
+        return scale if bank.null_scale == 1.0 else scale * torch.where(index < bank.rows, 1.0, bank.null_scale)
 
 
 def attach(
@@ -314,6 +328,30 @@ def _(timestep: Tensor, handle: int, batch: int, part: str) -> tuple[Tensor, Ten
     attachment._refresh_taps()  # at tracing, and so before the sites are traced: a LoRA may have come since
     shape = (len(attachment._banks), len(attachment.sites), batch)
     return timestep.new_empty((batch,), dtype=torch.int64), timestep.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("imprompt::placed_regions", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def placed_regions(positions: Tensor, rows: Tensor, handle: int, num_queries: int) -> Tensor:
+    """Factor of each of the picture's tokens [branches, batch, tokens], where only numbers on the device tell its size.
+
+    As opaque to the compiler as `rows_and_scales`: sizes are read there, and no graph depends on them.
+    """
+    attachment = _live[handle]
+    assert attachment.family.measure is not None
+    size = attachment.family.measure(positions)
+    regions = [None if bank.region is None else bank.region.to(rows.device)[rows] for bank in attachment._banks]
+    dtype = next(region.dtype for region in regions if region is not None)
+    everywhere = torch.ones(rows.shape[0], num_queries, device=rows.device, dtype=dtype)
+    return torch.stack(
+        [everywhere if region is None else place_regions(region, size, num_queries)[:, 0, :, 0] for region in regions]
+    )
+
+
+@placed_regions.register_fake
+def _(positions: Tensor, rows: Tensor, handle: int, num_queries: int) -> Tensor:
+    banks = _live[handle]._banks
+    dtype = next(bank.region.dtype for bank in banks if bank.region is not None)
+    return positions.new_empty((len(banks), rows.shape[0], num_queries), dtype=dtype)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class Bank:
 
     # Whether keys and values are those of one timestep, and must be made again at the next.
     is_timed = False
+    null_scale = 1.0  # it is in the values
 
     def bind(
         self, index: Int[Tensor, " batch"], schedule: Float[Tensor, "sites batch"] | None, timestep: Any = None
@@ -66,6 +67,7 @@ class TimedBank:
     rows: int
     has_null: bool
     dtype: torch.dtype
+    null_scale: float
 
     is_timed = True
 
@@ -108,10 +110,15 @@ class BoundBranch:
     region: Float[Tensor, "batch height width"] | None
     schedule: Float[Tensor, "sites batch"] | None
     attentions: list[Attention | None]
-    _region_weights: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    placed: Float[Tensor, "batch 1 tokens 1"] | None = None
+    _region_weights: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)
 
     def attend(
-        self, reads: tuple[Float[Tensor, "batch heads length head"], ...], position: int, size: tuple[int, int] | None
+        self,
+        reads: tuple[Float[Tensor, "batch heads length head"], ...],
+        position: int,
+        size: tuple[int, int] | None,
+        num_tokens: int | None = None,
     ) -> Float[Tensor, "batch heads length head"] | None:
         """This branch's output at one site; None where its adapter has no part.
 
@@ -119,13 +126,14 @@ class BoundBranch:
             reads: what the site reads, heads split; as a rule the queries alone.
             position: which site, in the order of `Attachment.sites`.
             size: height and width of what regions are placed on.
+            num_tokens: how many of the queries are the picture's, where others may stand before them.
         """
         keys, values, attention = self.keys[position], self.values[position], self.attentions[position]
         if keys is None or values is None:
             return None
         query = reads[0]
         frames = query.shape[0] // keys.shape[0]  # more than one where a host folds its frames into the batch
-        weight = _per_frame(self._weight(query, position, size), frames)
+        weight = _per_frame(self._weight(query, position, size, num_tokens), frames)
         keys, values = (_per_frame(x.to(query.dtype), frames) for x in (keys, values))
         token_mask = _per_frame(self.token_mask, frames)
         if attention is None:
@@ -133,33 +141,65 @@ class BoundBranch:
         attended = attention(reads, keys, values, token_mask)
         return attended if weight is None else attended * weight
 
-    def _weight(self, query: Tensor, position: int, size: tuple[int, int] | None) -> Tensor | None:
+    def _weight(
+        self, query: Tensor, position: int, size: tuple[int, int] | None, num_tokens: int | None
+    ) -> Tensor | None:
         weight = None if self.schedule is None else self.schedule[position].view(-1, 1, 1, 1)
         if self.region is not None:
-            region = self._region_weight(query.shape[2], size)
+            num_others = 0 if num_tokens is None else max(0, query.shape[2] - num_tokens)
+            region = self._region_weight(query.shape[2] - num_others, num_others, size)
             weight = region if weight is None else region * weight
         return None if weight is None else weight.to(query.dtype)
 
-    def _region_weight(self, num_queries: int, size: tuple[int, int] | None) -> Tensor:
-        assert self.region is not None
-        if size is None:
-            raise ConditioningError(
-                "a mask cannot be placed: this denoiser's calls do not tell the height and width of the picture; "
-                "leave the mask out for this pipeline"
-            )
-        frames, cells = frames_of(size, num_queries), level_size(size, num_queries)
-        if cells is None and frames is None:
-            raise ConditioningError(
-                f"a mask cannot be placed: no level of a {size[0]} x {size[1]} latent has {num_queries} positions; "
-                "leave the mask out for this pipeline"
-            )
-        (height, width), times = (cells, 1) if cells is not None else (size, frames or 1)
+    def _region_weight(self, num_queries: int, num_others: int, size: tuple[int, int] | None) -> Tensor:
+        """Factor of every query. Tokens that are not the picture's, but act on all of it, have the region's mean."""
+        if self.placed is not None:
+            return _with_others(self.placed, num_others)
+        height, width, times = _cells(num_queries, size)
         if torch.compiler.is_compiling():
-            return region_weight(self.region, (height, width)).repeat(1, 1, times, 1)
-        key = (height, width, times)
+            return self._placed_on(height, width, times, num_others)
+        key = (height, width, times, num_others)
         if key not in self._region_weights:
-            self._region_weights[key] = region_weight(self.region, (height, width)).repeat(1, 1, times, 1)
+            self._region_weights[key] = self._placed_on(*key)
         return self._region_weights[key]
+
+    def _placed_on(self, height: int, width: int, times: int, num_others: int) -> Tensor:
+        assert self.region is not None
+        return _with_others(region_weight(self.region, (height, width)).repeat(1, 1, times, 1), num_others)
+
+
+def place_regions(
+    regions: Float[Tensor, "batch height width"], size: tuple[int, int] | None, num_queries: int
+) -> Float[Tensor, "batch 1 tokens 1"]:
+    """Factor of each of the picture's tokens, for regions of all rows.
+
+    Raises:
+        ConditioningError: the size is not known, or is not that of so many tokens.
+    """
+    height, width, times = _cells(num_queries, size)
+    return region_weight(regions, (height, width)).repeat(1, 1, times, 1)
+
+
+def _cells(num_queries: int, size: tuple[int, int] | None) -> tuple[int, int, int]:
+    """Height, width and frames of what so many queries are."""
+    if size is None:
+        raise ConditioningError(
+            "a mask cannot be placed: this denoiser's calls do not tell the height and width of the picture; "
+            "leave the mask out for this pipeline"
+        )
+    frames, cells = frames_of(size, num_queries), level_size(size, num_queries)
+    if cells is None and frames is None:
+        raise ConditioningError(
+            f"a mask cannot be placed: no level of a {size[0]} x {size[1]} latent has {num_queries} positions; "
+            "leave the mask out for this pipeline"
+        )
+    return (*cells, 1) if cells is not None else (*size, frames or 1)
+
+
+def _with_others(weights: Float[Tensor, "batch 1 tokens 1"], num_others: int) -> Float[Tensor, "batch 1 length 1"]:
+    if not num_others:
+        return weights
+    return torch.cat([weights.mean(dim=2, keepdim=True).expand(-1, -1, num_others, -1), weights], dim=2)
 
 
 def _per_frame(x: Any, frames: int) -> Any:
@@ -204,6 +244,7 @@ def build_bank(
             rows=branch.rows,
             has_null=has_null,
             dtype=dtype,
+            null_scale=branch.null_scale,
         )
     tokens = tokens if host_tokens is None else host_tokens(tokens)
     keys: list[Tensor | None] = [None] * len(sites)

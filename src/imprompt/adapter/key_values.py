@@ -32,16 +32,17 @@ class SiteProjection(nn.Module):
 
 
 class NormedProjection(SiteProjection):
-    """Keys and values with every head brought to root mean square 1, as InstantX's FLUX adapter has them."""
+    """Keys, or keys and values, with every head brought to root mean square 1; see `NormedKVSpec`."""
 
     def __init__(self, spec: NormedKVSpec, token_width: int, width: int) -> None:
         super().__init__(spec, token_width, width)
         self.head_width = spec.head_width
+        self.with_values = spec.with_values
 
     def forward(self, tokens: Tokens) -> Pair:
-        """Keys and values of the tokens, both normalised a head."""
+        """Keys and values of the tokens, normalised a head."""
         keys, values = super().forward(tokens)
-        return self._norm(keys), self._norm(values)
+        return self._norm(keys), self._norm(values) if self.with_values else values
 
     def _norm(self, x: Tensor) -> Tensor:
         heads = x.unflatten(-1, (-1, self.head_width))

@@ -115,9 +115,14 @@ class LinearKVSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class NormedKVSpec:
-    """The same, and then a norm without weights over each head of keys *and* values (InstantX on FLUX)."""
+    """The same, and then a norm without weights over each head of the keys (InstantX on FLUX).
+
+    InstantX's own code leaves the values as they are (`norm_added_v` is commented out in its `attention_processor.py`);
+    Shakker-Labs' ComfyUI node normalises them as well, which `with_values` does. No tensor tells.
+    """
 
     head_width: int
+    with_values: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

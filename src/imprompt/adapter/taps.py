@@ -48,6 +48,7 @@ class SiteTap:
         self.attention: Any = submodule(host, site.name)
         self.frame = frame
         self.reads: list[Tensor | None] = [None] * len(site.reads)
+        self.is_fused = False  # whether a `FusedProcessor` does the taps' work
         self._places = [_place(host, path) for path in (*site.reads, site.sink)]
         self._tapped: list[nn.Module] = []
         self._hooks: list[Any] = []
@@ -108,11 +109,15 @@ class SiteTap:
     def _image_of_reads(self) -> Tensor | None:
         reads = [read for read in self.reads if read is not None]
         self.forget()
-        if not reads:
+        if not self.frame.branches or (self.is_fused and not reads):
             return None
-        site, heads = self.site, [self._heads(read) for read in reads]
+        site = self.site
         if len(reads) != max(1, len(site.reads)):
-            raise HostMismatch(f"{site.name} made only {len(reads)} of what its adapter reads; do not fuse projections")
+            raise HostMismatch(
+                f"{site.name} made {len(reads)} of the {len(site.reads)} outputs that its adapter reads "
+                f"({', '.join(site.reads)}); do not fuse its projections, and use diffusers' own attention processor"
+            )
+        heads = [self._heads(read) for read in reads]
         return self.image(*heads)
 
     def _heads(self, read: Tensor) -> Tensor:
@@ -141,7 +146,7 @@ class SiteTap:
         """The sum of all image branches [batch, heads, length, head], before the heads are merged; None without any."""
         total: Tensor | None = None
         for branch in self.frame.branches:
-            attended = branch.attend(reads, self.position, self.frame.size)
+            attended = branch.attend(reads, self.position, self.frame.size, self.frame.num_queries)
             if attended is not None:
                 total = attended if total is None else total + attended
         return total

@@ -27,6 +27,7 @@ class HostCall:
         part: the layout of this call, a key of `guidance.LAYOUTS`, where it says so itself; "skip" where no image shall
             act.
         index: places of the picture's tokens in each row of a sequence, [batch, tokens], where rows differ.
+        positions: what `Family.measure` reads the size from, where nothing else tells it.
     """
 
     batch: int
@@ -38,6 +39,7 @@ class HostCall:
     num_queries: int | None = None
     part: str | None = None
     index: Tensor | None = None
+    positions: Tensor | None = None
 
 
 def same(value: Any) -> Any:
@@ -92,6 +94,9 @@ class Family:
         grid: size of the picture in tokens, and their number, of latents, arguments and host.
         part: the layout of a call, of its arguments, where they tell; see `HostCall`.
         index: places of the picture's tokens in each row, [batch, tokens], of arguments and host; see `HostCall`.
+        positions: name of the argument that holds the place of every token, where its numbers alone tell the size.
+        measure: height and width of the picture in tokens, of that argument; None where it does not tell. It waits for
+            the device, so it is asked only where a region has to be placed.
         guidance: how this family's pipelines lay out guidance, where the pipeline itself does not tell more: a key of
             `guidance.LAYOUTS`, or "separate" for one call a half.
         has_free_tokens: whether tokens may have another width than the host's text has at its attentions.
@@ -111,6 +116,8 @@ class Family:
     grid: Callable[[Any, Arguments, Any], tuple[tuple[int, int] | None, int | None]] = patched_grid
     part: Callable[[Arguments], str | None] | None = None
     index: Callable[[Arguments, Any], Tensor] | None = None
+    positions: str | None = None
+    measure: Callable[[Tensor], tuple[int, int] | None] | None = None
     guidance: str = "cfg"
     has_free_tokens: bool = False
     host_tokens: Callable[[nn.Module, Tensor], Tensor] | None = None
@@ -136,4 +143,5 @@ class Family:
             num_queries=num_queries,
             part=None if self.part is None else self.part(arguments),
             index=None if self.index is None else self.index(arguments, host),
+            positions=None if self.positions is None else arguments.get(self.positions),
         )

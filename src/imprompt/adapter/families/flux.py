@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from imprompt.adapter.families.base import Arguments, Family, thousandths
+from imprompt.adapter.families.base import Family, packed_tokens, thousandths
 from imprompt.adapter.sites import Place, find_places
 
 HOSTS = ("FluxTransformer2DModel",)
@@ -20,28 +21,30 @@ SINGLE = Place(attention="single_transformer_blocks.{}.attn", sink="^proj_out", 
 # XLabs: the double blocks alone, added to the picture's stream after the block and so without an output layer.
 AFTER_DOUBLE = Place(attention="transformer_blocks.{}.attn", keys="add_k_proj", sink="^", after=True, item=1)
 
-# InstantX: in the single blocks the text's tokens attend to the image too.
+# InstantX: before the output layer, in the single blocks too, and there the text's tokens attend to the image as the
+# picture's do (`attention_processor.py` of InstantX/FLUX.1-dev-IP-Adapter, as ford442/StableDiffusion35_IP_Adapter at
+# 7a06853 and HatmanStack/instant-style at f39b756 keep it: `hidden_states + self.scale * ip_hidden_states` of the whole
+# sequence, which the block then joins with its MLP for `proj_out`).
 SINGLE_WITH_TEXT = Place(attention="single_transformer_blocks.{}.attn", sink="^proj_out")
 
-# PuLID: after every second double block and every fourth single one.
+# PuLID: after every second double block and every fourth single one, on the picture's tokens alone
+# (ToTheBeginning/PuLID at 30b9f15, `flux/model.py`).
 PULID = (
     Place(attention="transformer_blocks.{}.attn", sink="^", after=True, item=1, query=(), every=2),
     Place(attention="single_transformer_blocks.{}.attn", sink="^", after=True, item=1, query=(), every=4),
 )
 
 
-def image_grid(latents: Any, arguments: Arguments, _host: Any) -> tuple[tuple[int, int] | None, int | None]:
+def grid_of_ids(ids: Tensor) -> tuple[int, int] | None:
     """Height and width of packed latents, of the rows and columns that `img_ids` gives every token.
 
-    Reference tokens, which Kontext puts behind, have another first number and are left out of the picture's size.
+    None where some tokens are not the picture's: Kontext puts those of references behind, under another first number.
     """
-    ids = arguments.get("img_ids")
-    if ids is None or torch.compiler.is_compiling():
-        return None, latents.shape[1]
     ids = ids[0] if ids.ndim == 3 else ids
-    own = ids[ids[:, 0] == ids[0, 0]]
-    height, width = (int(side) for side in (own[:, 1:3].amax(0) - own[:, 1:3].amin(0) + 1).tolist())
-    return (height, width) if len(own) == len(ids) else None, latents.shape[1]
+    is_own = (ids[:, 0] == ids[0, 0]).all()
+    sides = ids[:, 1:3].amax(0) - ids[:, 1:3].amin(0) + 1
+    all_own, height, width = torch.cat([is_own[None].to(sides), sides]).tolist()
+    return (int(height), int(width)) if all_own else None
 
 
 def _family(name: str, title: str, *places: Place, **options: Any) -> Family:
@@ -51,7 +54,9 @@ def _family(name: str, title: str, *places: Place, **options: Any) -> Family:
         hosts=HOSTS,
         sites=partial(find_places, places=places),
         clock=thousandths,
-        grid=image_grid,
+        grid=packed_tokens,
+        positions="img_ids",
+        measure=grid_of_ids,
         guidance="separate",
         has_free_tokens=True,
         **options,
