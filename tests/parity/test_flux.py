@@ -186,13 +186,13 @@ class InstantXProcessor:
     def __init__(self, stock: Any, made: Any, tokens: Tensor, scale: float, *, with_values: bool = False) -> None:
         self.stock, self.made, self.tokens, self.scale, self.with_values = stock, made, tokens, scale, with_values
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, **rest: Any) -> Any:
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, *rest: Any) -> Any:
         query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1))).transpose(1, 2)
         layers = (self.made.to_k_ip, self.made.to_v_ip)
         keys, values = (heads(self.tokens @ layer.weight.T, attn.heads) for layer in layers)
         values = rms(values) if self.with_values else values
         branch = self.scale * merged(attention(query, rms(keys), values))
-        stock = self.stock(attn, hidden_states, encoder_hidden_states, **rest)
+        stock = self.stock(attn, hidden_states, encoder_hidden_states, *rest)
         if encoder_hidden_states is None:
             return stock + branch
         picture, text = stock
