@@ -2,20 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from imprompt.adapter.spec import AdapterSpec
+    from imprompt.adapter.checkpoint import Contents
+    from imprompt.adapter.spec import AdapterSpec, FeatureSpec
 
-FAMILIES = {
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-}
 KOLORS = "Kolors"  # a UNet of SDXL's shape
 
 COUNTS = ("bytes", "parameters")  # printed with separators
@@ -25,31 +20,47 @@ PROJECTORS = {
     "LinearSpec": "global: one pooled feature becomes {tokens} tokens",
     "MLPSpec": "full: each of {tokens} feature tokens becomes an image token",
     "ResamplerSpec": "plus: a resampler of {depth} layers reads feature tokens into {tokens}",
+    "PooledMLPSpec": "one vector becomes {tokens} tokens by two layers",
+    "FacePlusSpec": "a face embedding becomes {tokens} tokens, which read the face's picture in {depth} layers",
+    "TimeResamplerSpec": "a resampler of {depth} layers that knows the timestep reads feature tokens into {tokens}",
+    "TokensSpec": "none: {tokens} tokens are made elsewhere",
 }
 
 NULL_IMAGES = {
     "zero_features": "zeros in place of the features",
     "zero_pixels": "zeros in place of the normalised pixels",
+    "black_pixels": "a black picture",
+    "none": "none: it was trained for guidance without a second half",
 }
+
+UNKNOWN_PICTURES = "which pictures and base it was trained on: the tensors are as wide whatever they were"
+UNKNOWN_ENCODER = "the encoder itself: only the width of its features is in the tensors"
 
 
 def inspect(
     file: Annotated[
-        str, typer.Argument(help="An adapter: a file, or OWNER/REPOSITORY/FILE on the hub; or a .png of ours.")
+        str,
+        typer.Argument(
+            help="An adapter: a file, a training run's folder, OWNER/REPOSITORY:FILE on the hub, or a published name; "
+            "or a .png of ours."
+        ),
     ],
+    variant: Annotated[str | None, typer.Option(help="What it is, where its tensors do not tell.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Tell what an adapter file is and what it fits; of a picture that imprompt made, how it was made.
 
-    Weights are not loaded, only the file's header is read (a .bin has to be loaded whole).
+    Weights are not loaded, only shapes are read.
 
     Examples:
 
     imprompt inspect ip-adapter-plus_sd15.safetensors
 
-    imprompt inspect h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors --json
+    imprompt inspect h94/IP-Adapter:sdxl_models/ip-adapter_sdxl.safetensors --json
+
+    imprompt inspect runs/checkpoint-2000
     """
-    facts = picture_facts(Path(file)) if Path(file).suffix.lower() == ".png" else adapter_facts(file)
+    facts = picture_facts(Path(file)) if Path(file).suffix.lower() == ".png" else adapter_facts(file, variant)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -63,45 +74,67 @@ def picture_facts(path: Path) -> dict[str, Any]:
     return read_provenance(path)
 
 
-def adapter_facts(source: str) -> dict[str, Any]:
-    """Everything that an adapter's file tells about it.
+def adapter_facts(source: str, variant: str | None = None) -> dict[str, Any]:
+    """Everything that an adapter's file tells about it; of a file with several, about each.
 
     Raises:
         CheckpointError: the file cannot be read safely, or holds no adapter that imprompt knows.
     """
-    from imprompt.adapter.checkpoint import SPEC_KEY, read_spec
-    from imprompt.adapter.checkpoint.files import read_header
+    from imprompt.adapter.checkpoint import parts_of, read_contents
     from imprompt.core.files import sha256_file
-    from imprompt.core.weights import resolve_file
-    from imprompt.encoders.known import known_encoder
 
-    path = resolve_file(source)
-    shapes, metadata = read_header(path)
-    spec = read_spec(path)
-    declared = SPEC_KEY in metadata
-    known = known_encoder(spec.features.encoder)
+    parts = parts_of(source)
+    contents = [read_contents(source, part=part, variant=variant) for part in parts or (None,)]
+    path = contents[0].path
+    file = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    if not parts:
+        return file | contents_facts(contents[0])
+    return file | {f"part_{part}": contents_facts(each) for part, each in zip(parts, contents, strict=True)}
+
+
+def contents_facts(contents: "Contents") -> dict[str, Any]:
+    """What one adapter is, needs and fits."""
+    from imprompt.adapter.checkpoint.identify import BY_SPEC
+
+    spec, recognition = contents.spec, contents.recognition
+    declared = recognition.decided_by == BY_SPEC
     return {
-        "file": path.name,
-        "bytes": path.stat().st_size,
-        "sha256": sha256_file(path),
+        "layout": contents.layout.title,
         "variant": spec.name,
-        "identified_by": "the spec in its metadata" if declared else "the keys and shapes of its tensors",
+        "identified_by": recognition.decided_by,
+        "same_shapes": list(recognition.others),
+        "licence": _licence(spec.name),
         "projector": _projector(spec),
         "tokens": spec.num_tokens,
         "token_width": spec.cross_attention_dim,
-        "encoder": {
-            "name": spec.features.encoder,
-            "layer": spec.features.layer,
-            "index": spec.features.index,
-            "feature_width": spec.features.width,
-            "get_it_from": None if known is None else known.address,
-        },
+        "encoder": encoder_facts(spec.features),
+        "face_picture": None if spec.face_crop is None else encoder_facts(spec.face_crop),
         "null_image": NULL_IMAGES[spec.null_image],
         "sites": len(spec.site_indices),
-        "parameters": sum(prod(shape) for shape in shapes.values()),
+        "lora": None if spec.lora is None else f"rank {spec.lora.rank}, in {len(spec.lora.indices)} attentions",
+        "parameters": sum(value.numel() for value in contents.tensors.values()),
         "fits": _fits(spec),
-        "cannot_be_known": [] if declared else _unknowns(spec),
+        "left_aside": [f"{words} ({count} tensors)" for words, count in contents.aside.items()],
+        "cannot_be_known": [] if declared else _unknowns(spec, recognition.others),
     }
+
+
+def encoder_facts(features: "FeatureSpec") -> dict[str, Any]:
+    """Which features of which encoder, and where that is to be had."""
+    from imprompt.encoders.known import known_encoder
+
+    known = known_encoder(features.encoder)
+    pack = next((name for name in ("buffalo_l", "antelopev2") if name in features.encoder), None)
+    facts: dict[str, Any] = {
+        "name": features.encoder,
+        "layer": features.layer,
+        "index": features.index,
+        "feature_width": features.width,
+        "get_it_from": known.address if known else f"InsightFace's pack {pack!r}" if pack else None,
+    }
+    if features.layer == "face_embeds":
+        facts["length"] = "brought to 1" if features.normalised else "as the network gives it"
+    return facts
 
 
 def print_table(facts: Mapping[str, Any]) -> None:
@@ -146,19 +179,37 @@ def _projector(spec: "AdapterSpec") -> str:
     return words.format(tokens=projector.num_tokens, depth=getattr(projector, "depth", None))
 
 
+def _licence(name: str) -> str | None:
+    from imprompt.core.published import PUBLISHED_ADAPTERS
+
+    return next((adapter.licence for adapter in PUBLISHED_ADAPTERS if adapter.name == name), None)
+
+
 def _fits(spec: "AdapterSpec") -> str:
-    shape = f"{len(spec.site_indices)} cross-attentions of width {spec.cross_attention_dim}"
-    name = KOLORS if "kolors" in spec.name else FAMILIES.get(spec.family)
-    return f"a UNet with {shape}" if name is None else f"{name} and its fine-tunes ({shape})"
+    from imprompt.adapter.families import family_named
+
+    family = family_named(spec.family)
+    kind = "blocks" if spec.family.startswith(("flux", "sd3")) else "cross-attentions"
+    shape = f"{len(spec.site_indices)} {kind} of width {spec.cross_attention_dim}"
+    if spec.family == "unet":
+        return f"a UNet with {shape}"
+    name = KOLORS if spec.name == "kolors-ip-adapter-plus" else family.title
+    return f"{name} and its fine-tunes ({shape})"
 
 
-def _unknowns(spec: "AdapterSpec") -> list[str]:
+def _unknowns(spec: "AdapterSpec", others: tuple[str, ...]) -> list[str]:
     """What other adapters share all keys and shapes with this one."""
-    unknowns = ["which pictures and base it was trained on: 'light' and 'v11' files have the shapes of the first"]
+    unknowns = [UNKNOWN_PICTURES]
+    if others:
+        unknowns.append(f"whether it is one of {', '.join(others)}: the same network, trained or used in another way")
     match type(spec.projector).__name__:
-        case "ResamplerSpec":
-            unknowns.append("whether it is a face version ('plus-face'): the same network, trained on faces")
         case "MLPSpec":
             unknowns.append("whether no picture means zero pixels or zero features; published files mean pixels")
-    unknowns.append("the encoder itself: only the width of its features is in the tensors")
+        case "FacePlusSpec":
+            unknowns.append("whether it is version 1 or 2: whether what is read is added to the identity (shortcut)")
+    if spec.features.layer == "face_embeds":
+        unknowns.append("whether face embeddings have length 1")
+    if spec.family == "flux-instantx":
+        unknowns.append("whether values are normalised as keys are; its authors' own code leaves them as they are")
+    unknowns.append(UNKNOWN_ENCODER)
     return unknowns

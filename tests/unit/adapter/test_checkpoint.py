@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from imprompt.adapter.checkpoint import files, load_adapter, read_spec, save_adapter
+from imprompt.adapter.checkpoint import files, load_adapter, pickles, read_spec, save_adapter
 from imprompt.core.errors import CheckpointError, ImpromptError, UnknownFormat
 from tests import tiny
 
@@ -265,7 +265,7 @@ def test_tensor_that_claims_more_than_its_storage(linear: Any, tmp_path: Path) -
 def test_pickle_too_large(linear: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.bin"
     torch.save(sections(linear), path)
-    monkeypatch.setattr(files, "MAX_PICKLE_BYTES", 1000)
+    monkeypatch.setattr(pickles, "MAX_PICKLE_BYTES", 1000)
     with pytest.raises(CheckpointError, match="more than 1,000"):
         load_adapter(path)
 

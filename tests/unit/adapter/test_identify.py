@@ -168,30 +168,6 @@ def test_keys_of_a_published_file() -> None:
     assert set(shapes_of("ip-adapter_sd15")) >= {f"image_proj.{each}" for each in ("proj.weight", "norm.bias")}
 
 
-def face_id(projector: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    sites = {key: shape for key, shape in shapes_of("ip-adapter_sd15").items() if key.startswith("ip_adapter.")}
-    return {**{f"image_proj.{key}": shape for key, shape in projector.items()}, **sites}
-
-
-FACE = {"proj.0.weight": (1024, 512), "proj.0.bias": (1024,), "proj.2.weight": (3072, 1024), "proj.2.bias": (3072,)}
-FACE |= {"norm.weight": (768,), "norm.bias": (768,)}
-
-
-@pytest.mark.parametrize(
-    "shapes",
-    [
-        face_id(FACE),
-        face_id({**FACE, "perceiver_resampler.proj_in.weight": (768, 1280)}),
-        {**face_id(FACE), "ip_adapter.0.to_q_lora.down.weight": (128, 320)},
-        {**shapes_of("ip-adapter-plus_sdxl_vit-h"), "image_proj.proj_in.weight": (1280, 512)},
-    ],
-    ids=["faceid", "faceid-plus", "faceid with lora", "portrait unnorm"],
-)
-def test_face_adapters_are_named(shapes: dict[str, tuple[int, ...]]) -> None:
-    with pytest.raises(UnknownFormat, match="face embeddings"):
-        identify(shapes)
-
-
 @pytest.mark.parametrize(
     "shapes",
     [

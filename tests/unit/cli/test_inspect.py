@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from imprompt.adapter.adapter import Adapter
 from imprompt.adapter.checkpoint import save_adapter
-from imprompt.adapter.checkpoint.identify import identify
 from tests import tiny
+from tests.published import PUBLISHED, write_safetensors
 
 EMBEDDED_PLUS = "adapters/ip-adapter-plus_emoji.safetensors"
 
@@ -30,42 +30,65 @@ def test_a_file_with_its_spec(embedded, run):
     assert facts["fits"] == "a UNet with 16 cross-attentions of width 24"
 
 
-def official(tmp_path, **changes):
-    """A file of the shapes of `ip-adapter-plus_sd15`, without a spec, in half precision."""
-    sites = {f"ip_adapter.{number}.to_{part}_ip.weight": (320, 768) for number in range(1, 32, 2) for part in "kv"}
-    layers = {
-        f"image_proj.layers.{layer}.{name}": shape
-        for layer in range(4)
-        for name, shape in {
-            "0.to_q.weight": (768, 768),
-            "0.to_kv.weight": (1536, 768),
-            "0.to_out.weight": (768, 768),
-            "1.1.weight": (3072, 768),
-        }.items()
-    }
-    projector = {
-        "image_proj.latents": (1, 16, 768),
-        "image_proj.proj_in.weight": (768, 1280),
-        "image_proj.norm_out.weight": (768,),
-    }
-    shapes = {**sites, **layers, **projector, **changes}
-    path = tmp_path / "unnamed.bin"
-    content = {"image_proj": {}, "ip_adapter": {}}
-    for key, shape in shapes.items():
-        section, _, name = key.partition(".")
-        content[section][name] = torch.zeros(shape, dtype=torch.float16)
-    torch.save(content, path)
-    assert isinstance(Adapter, type) and identify(shapes)
-    return path
+def published(tmp_path, name):
+    """A published file of its true size that takes no disk."""
+    file = PUBLISHED[name]
+    path = tmp_path / file.repository / file.path.removesuffix(".bin").removesuffix(".safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_safetensors(file, path.with_name(f"{path.name}.safetensors"))
 
 
 def test_a_published_file_is_known_by_its_shapes(tmp_path, run):
-    facts = inspect(run, official(tmp_path))
+    facts = inspect(run, published(tmp_path, "ip-adapter-plus_sd15"))
     assert facts["variant"] == "ip-adapter-plus_sd15"
     assert facts["encoder"]["name"] == "OpenCLIP ViT-H/14"
     assert facts["encoder"]["get_it_from"] == "h94/IP-Adapter/models/image_encoder"
-    assert facts["fits"].startswith("Stable Diffusion 1.x")
+    assert facts["fits"].startswith("Stable Diffusion 1.x") and facts["licence"] == "apache-2.0"
+    assert "ip-adapter-plus-face_sd15" in facts["same_shapes"]
     assert any("plus-face" in unknown for unknown in facts["cannot_be_known"])
+
+
+def test_a_face_adapter_tells_both_its_encoders_and_its_lora(tmp_path, run):
+    facts = inspect(run, published(tmp_path, "ip-adapter-faceid-plus_sd15"))
+    assert facts["variant"] == "ip-adapter-faceid-plus_sd15" and facts["identified_by"] == "its name"
+    assert facts["encoder"]["get_it_from"] == "InsightFace's pack 'buffalo_l'"
+    assert facts["encoder"]["length"] == "brought to 1"
+    assert facts["face_picture"]["name"] == "OpenCLIP ViT-H/14" and facts["lora"] == "rank 128, in 32 attentions"
+    assert any("version 1 or 2" in unknown for unknown in facts["cannot_be_known"])
+
+
+def test_the_callers_word_decides(tmp_path, run):
+    path = published(tmp_path, "ip-adapter-faceid-plus_sd15")
+    facts = inspect(run, path, "--variant", "ip-adapter-faceid-plusv2_sd15")
+    assert facts["variant"] == "ip-adapter-faceid-plusv2_sd15" and facts["identified_by"] == "what was asked for"
+    code, _, err = run("inspect", path, "--variant", "ip-adapter_sdxl")
+    assert code == 1 and "shapes of ip-adapter-faceid-plusv2_sd15" in err
+    code, _, err = run("inspect", path, "--variant", "ip-adapter-faceid-plusv3_sd15")
+    assert code == 1 and "near to it are ip-adapter-faceid-plusv2_sd15" in err
+
+
+def test_a_file_with_two_adapters(tmp_path, run):
+    facts = inspect(run, published(tmp_path, "csgo"))
+    assert (facts["part_content"]["tokens"], facts["part_style"]["tokens"]) == (4, 16)
+    assert any("ControlNet" in words for words in facts["part_style"]["left_aside"])
+
+
+@pytest.mark.parametrize("name", ["pulid_flux_v0.9.1", "flux.1-dev-ip-adapter", "sd3.5-large-ip-adapter"])
+def test_the_table_of_every_family(tmp_path, run, name, monkeypatch):
+    monkeypatch.setattr("imprompt.core.files.sha256_file", lambda _path: "0" * 64)  # gigabytes of zeros
+    code, out, _ = run("inspect", published(tmp_path, name))
+    assert code == 0 and name in out
+
+
+def test_a_folder_of_a_training_run(embedded, tmp_path, run):
+    adapter = tiny.adapter(tiny.unet(), "resampler")
+    renamed = {"image_proj": "image_proj_model", "ip_adapter": "adapter_modules"}
+    state = {f"{renamed[key.partition('.')[0]]}.{key.partition('.')[2]}": v for key, v in adapter.state_dict().items()}
+    (tmp_path / "checkpoint-10").mkdir()
+    spec = {"imprompt_spec": adapter.spec.to_json()}  # heads of the tiny one cannot be told from its shapes
+    save_file(state, tmp_path / "checkpoint-10" / "model.safetensors", metadata=spec)
+    facts = inspect(run, tmp_path / "checkpoint-10")
+    assert facts["layout"] == "a checkpoint of the official training scripts" and facts["file"] == "model.safetensors"
 
 
 def test_the_table(embedded, run):
@@ -95,8 +118,6 @@ def test_files_that_are_no_adapter(tmp_path, run, monkeypatch, name, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").touch()
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
-    from safetensors.torch import save_file
-
     save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     tiny.picture().save(tmp_path / "plain.png")
     code, out, err = run("inspect", name)

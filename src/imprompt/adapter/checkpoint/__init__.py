@@ -1,59 +1,78 @@
 """Adapters in files: read any known layout, write the official one with the spec in its metadata."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from imprompt.adapter.adapter import Adapter
-from imprompt.adapter.checkpoint.files import read_header, read_tensors, write_tensors
-from imprompt.adapter.checkpoint.identify import identify
+from imprompt.adapter.checkpoint.files import write_pickle, write_tensors
+from imprompt.adapter.checkpoint.lora import load_lora
+from imprompt.adapter.checkpoint.reading import SPEC_KEY, Contents, parts_of, read_contents
+from imprompt.adapter.checkpoint.writing import TARGETS, arrange
 from imprompt.adapter.spec import AdapterSpec
 from imprompt.core.errors import CheckpointError
 from imprompt.core.weights import resolve_file
 
-SPEC_KEY = "imprompt_spec"  # in safetensors metadata; diffusers and ComfyUI ignore it
-
-__all__ = ["load_adapter", "read_spec", "save_adapter"]
+__all__ = ["SPEC_KEY", "TARGETS", "Contents", "load_adapter", "parts_of", "read_contents", "read_spec", "save_adapter"]
 
 
-def read_spec(source: str | Path, filename: str | None = None) -> AdapterSpec:
-    """What adapter a file holds, without loading its weights (a pickle has to be loaded for that).
-
-    Args:
-        source: a file, a folder, or a hub repository.
-        filename: the file inside a folder or repository, e.g. `models/ip-adapter_sd15.safetensors`.
+def read_spec(
+    source: str | Path,
+    filename: str | None = None,
+    *,
+    part: str | None = None,
+    variant: str | None = None,
+    shortcut: bool | None = None,
+) -> AdapterSpec:
+    """What adapter a file holds, without loading its weights. Arguments as for `load_adapter`.
 
     Raises:
         CheckpointError: the file cannot be read safely, or holds no adapter that imprompt knows.
     """
-    return _spec_of(resolve_file(source, filename))
+    return read_contents(source, filename, part=part, variant=variant, shortcut=shortcut).spec
 
 
 def load_adapter(
-    source: str | Path, filename: str | None = None, *, dtype: torch.dtype | None = torch.float32
+    source: str | Path,
+    filename: str | None = None,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    part: str | None = None,
+    variant: str | None = None,
+    shortcut: bool | None = None,
+    lora: str | Path | None = None,
 ) -> Adapter:
     """Load an adapter.
 
     Args:
-        source: a file, a folder, or a hub repository.
+        source: a file, a folder (of a training run, say), a place on the hub or the name of a published adapter.
         filename: the file inside a folder or repository, e.g. `models/ip-adapter_sd15.safetensors`.
         dtype: number format of its weights. Keys and values are computed once per prompt, so float32 costs next to
             nothing; None keeps the file's and so half the memory.
+        part: which adapter, where a file holds several: "content" or "style" of CSGO, "0" or "1" of diffusers' UNet.
+        variant: the published adapter that it is, where no tensor tells: `ip-adapter-faceid-plusv2_sd15`.
+        shortcut: whether a FaceID-Plus of one's own is version 2 (True) or 1.
+        lora: a LoRA file that belongs to it; takes the place of one inside.
 
     Raises:
         CheckpointError: the file cannot be read safely, holds no adapter that imprompt knows, or lacks tensors.
     """
-    path = resolve_file(source, filename)
-    spec = _spec_of(path)
-    tensors = read_tensors(path)
+    contents = read_contents(source, filename, part=part, variant=variant, shortcut=shortcut, with_weights=True)
+    spec, tensors = contents.spec, contents.tensors
+    if lora is not None:
+        changes, lora_spec = load_lora(resolve_file(lora), spec)
+        tensors = {**{key: value for key, value in tensors.items() if "_lora." not in key}, **changes}
+        spec = replace(spec, lora=lora_spec)
     with torch.device("meta"):
         adapter = Adapter(spec)
-    _check_tensors(path, {key: tuple(value.shape) for key, value in adapter.state_dict().items()}, tensors)
+    _check_tensors(contents.path, {key: tuple(value.shape) for key, value in adapter.state_dict().items()}, tensors)
     # Copied: the file may change while the adapter lives, and its tensors lie where no kernel expects them.
-    copies = {key: value.to(dtype or value.dtype, copy=True) for key, value in tensors.items()}
+    copies = {key: value.detach().to(dtype or value.dtype, copy=True) for key, value in tensors.items()}
     adapter.load_state_dict(copies, assign=True)
-    adapter.source = path
+    adapter.source = contents.path
     return adapter.eval().requires_grad_(False)
 
 
@@ -61,40 +80,42 @@ def save_adapter(
     adapter: Adapter,
     path: str | Path,
     *,
+    format: str = "native",
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
+    host: nn.Module | None = None,
 ) -> Path:
-    """Write an adapter in the official layout, which diffusers and ComfyUI read too, with its spec in the metadata.
+    """Write an adapter, by default in the official layout, which diffusers and ComfyUI read too, with its spec inside.
 
     Args:
         adapter: what to write.
-        path: a file that ends in `.safetensors`; it appears complete or not at all.
+        path: a file that ends in `.safetensors`; with `format="official"` also a pickle, `.bin`, which holds no spec.
+            It appears complete or not at all.
+        format: "native", "official" (as its authors publish it), "diffusers" (the state of a denoiser that has it
+            loaded) or "comfy".
         dtype: number format in the file; None keeps the adapter's.
         metadata: further texts for the file's header.
+        host: the UNet, for `format="diffusers"` where that is of a shape of its own.
 
     Raises:
-        CheckpointError: the path does not end in `.safetensors`.
+        CheckpointError: the path has another suffix, or the adapter cannot be written so.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if path.suffix != ".safetensors" and not (path.suffix == ".bin" and format == "official"):
         raise CheckpointError(f"cannot save an adapter as {path.name!r}; give a name that ends in .safetensors")
     tensors = {key: value.to(dtype or value.dtype) for key, value in adapter.state_dict().items()}
-    write_tensors(path, tensors, {SPEC_KEY: adapter.spec.to_json(), **(metadata or {})})
+    tensors = arrange(tensors, adapter.spec, format, host)
+    if path.suffix == ".bin":
+        write_pickle(path, tensors)
+    else:
+        write_tensors(path, tensors, {SPEC_KEY: adapter.spec.to_json(), **(metadata or {})})
     return path
 
 
-def _spec_of(path: Path) -> AdapterSpec:
-    shapes, metadata = read_header(path)
-    try:
-        return AdapterSpec.from_json(metadata[SPEC_KEY]) if SPEC_KEY in metadata else identify(shapes)
-    except CheckpointError as error:
-        raise type(error)(f"{path.name}: {error}") from error
-
-
-def _check_tensors(path: Path, wanted: dict[str, tuple[int, ...]], found: Mapping[str, torch.Tensor]) -> None:
+def _check_tensors(path: Path, wanted: dict[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> None:
     missing, foreign = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or foreign:
-        problem = f"lacks {missing[0]!r}" if missing else f"has {foreign[0]!r}, which its variant does not"
+        problem = f"lacks {missing[0]!r}" if missing else f"has {foreign[0][:120]!r}, which its variant does not"
         raise CheckpointError(
             f"{path.name} {problem} ({len(missing)} missing, {len(foreign)} foreign tensors); get the whole file again"
         )

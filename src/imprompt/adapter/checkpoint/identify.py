@@ -1,155 +1,234 @@
-"""Which adapter is this? Answered from keys and shapes, once; a file's name is never asked.
+"""Which adapter is this? Answered from keys and shapes; what no tensor tells, by whoever says it most reliably.
 
-Facts: the published variants of tencent-ailab/IP-Adapter (at 62e4af9) and their tensors' shapes.
+That is, in this order: the caller, the size of the file, which for a published one is known to the byte, and its name.
+(The spec in a file's metadata comes before all of these and needs none of them.)
 """
 
-import re
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
 
+from imprompt.adapter.checkpoint.paths import family_of_shape, missing_sites
+from imprompt.adapter.checkpoint.shapes import Shapes, Sites, normed, read_lora, read_projector, read_sites
+from imprompt.adapter.checkpoint.variants import Variant, features_of, variant_names, variants_of
 from imprompt.adapter.spec import (
     AdapterSpec,
-    FeatureSpec,
-    Layer,
-    LinearSpec,
-    MLPSpec,
+    FacePlusSpec,
+    LinearKVSpec,
+    NullImage,
+    PerceiverKVSpec,
+    PooledMLPSpec,
     ProjectorSpec,
-    ResamplerSpec,
+    TimedKVSpec,
+    TokensSpec,
     check_spec,
 )
 from imprompt.core.errors import CheckpointError, UnknownFormat
+from imprompt.core.published import PUBLISHED_ADAPTERS
 
-Shapes = Mapping[str, tuple[int, ...]]
+logger = logging.getLogger(__name__)
 
-HEAD_WIDTH = 64  # of every published resampler
-FULL_TOKENS = 257  # ViT/14 at 224 pixels: CLS and 16 x 16 patches
-FACE_WIDTH = 512  # of every published face embedding
+BY_SHAPES = "the keys and shapes of its tensors"
+BY_SPEC = "the spec in its metadata"
+BY_CALLER = "what was asked for"
+BY_SIZE = "its size, which is that of the published file"
+BY_NAME = "its name"
 
-ENCODERS: dict[tuple[Layer, int], str] = {
-    ("image_embeds", 768): "CLIP ViT-L/14",
-    ("image_embeds", 1024): "OpenCLIP ViT-H/14",
-    ("image_embeds", 1280): "OpenCLIP ViT-bigG/14",
-    ("hidden_states", 1024): "CLIP ViT-L/14-336",
-    ("hidden_states", 1280): "OpenCLIP ViT-H/14",
-    ("hidden_states", 1664): "OpenCLIP ViT-bigG/14",
+NULL_IMAGES: dict[str, NullImage] = {
+    "flux-xlabs": "black_pixels",
+    "flux-instantx": "none",
+    "sd3-instantx": "zero_features",
 }
-
-# (cross_attention_dim, number of sites) -> family; every other UNet is plain "unet".
-FAMILIES: dict[tuple[int, int], str] = {(768, 16): "sd1", (1024, 16): "sd2", (2048, 70): "sdxl"}
-
-# (projector, cross_attention_dim, feature width, tokens) -> the published name. Files that share all four are the same
-# network trained on other data (plus and plus-face, base and light).
-VARIANTS: dict[tuple[type[ProjectorSpec], int, int, int], str] = {
-    (LinearSpec, 768, 1024, 4): "ip-adapter_sd15",
-    (LinearSpec, 768, 1280, 4): "ip-adapter_sd15_vit-G",
-    (ResamplerSpec, 768, 1280, 16): "ip-adapter-plus_sd15",
-    (MLPSpec, 768, 1280, FULL_TOKENS): "ip-adapter-full-face_sd15",
-    (LinearSpec, 2048, 1280, 4): "ip-adapter_sdxl",
-    (LinearSpec, 2048, 1024, 4): "ip-adapter_sdxl_vit-h",
-    (ResamplerSpec, 2048, 1280, 16): "ip-adapter-plus_sdxl_vit-h",
-    (ResamplerSpec, 2048, 1024, 16): "kolors-ip-adapter-plus",
-}
+UNNAMED = "ip-adapter"
 
 
-def identify(shapes: Shapes) -> AdapterSpec:
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What is known of a file beside its tensors.
+
+    Attributes:
+        variant: what the caller says it is.
+        shortcut: what the caller says of FaceID-Plus: version 2 (True) or 1 (False).
+        num_bytes: size of the file, where it is as published.
+        name: names of the file and of the folders that it lies in.
+        layout: the format that it was found in.
+        part: which of several adapters in it.
+        tokens: the tokens of a projector that was left aside.
+    """
+
+    variant: str | None = None
+    shortcut: bool | None = None
+    num_bytes: int | None = None
+    name: str = ""
+    layout: str = "native"
+    part: str | None = None
+    tokens: TokensSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognition:
+    """An adapter, and how sure that is.
+
+    Attributes:
+        spec: what it is.
+        decided_by: what told it from others of the same shapes.
+        others: published adapters with the same keys and shapes.
+    """
+
+    spec: AdapterSpec
+    decided_by: str
+    others: tuple[str, ...] = ()
+
+
+def identify(shapes: Shapes, hints: Hints | None = None) -> AdapterSpec:
     """The spec of an adapter whose tensors have these keys and shapes, in the official flat layout.
 
     Raises:
         UnknownFormat: no adapter of a kind that imprompt knows.
         CheckpointError: an adapter with parts missing.
     """
+    return recognise(shapes, hints).spec
+
+
+def recognise(shapes: Shapes, hints: Hints | None = None) -> Recognition:
+    """As `identify`, and what decided; see there."""
+    hints = hints or Hints()
     try:
-        spec = _identify(shapes)
+        spec = _spec(shapes, hints)
+        chosen, decided_by, others = _choose(variants_of(spec.family, spec.projector), spec, hints)
+        spec = _as_variant(spec, chosen, hints)
         check_spec(spec)
-    except (ArithmeticError, LookupError, ValueError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"an adapter whose tensors have shapes that no adapter has ({error}); get the file again"
         ) from error
-    return spec
+    return Recognition(spec=spec, decided_by=decided_by, others=others)
 
 
-def _identify(shapes: Shapes) -> AdapterSpec:
-    widths, token_width = _sites(shapes)
-    projector = _projector({key.removeprefix("image_proj."): shape for key, shape in shapes.items()})
-    if projector.width != token_width:
+def _spec(shapes: Shapes, hints: Hints) -> AdapterSpec:
+    """What shapes alone tell."""
+    sites = read_sites(shapes)
+    projector: ProjectorSpec = hints.tokens or read_projector(shapes)
+    family = _family(sites, projector, hints)
+    sites = normed(sites) if family == "flux-instantx" else sites
+    if projector.width != sites.token_width and family != "kolors-text":
         raise CheckpointError(
-            f"the projector makes tokens of width {projector.width}, but the keys and values read {token_width}; "
+            f"the projector makes tokens of width {projector.width}, but the keys and values read {sites.token_width}; "
             "the file joins halves of two adapters"
         )
-    pooled = isinstance(projector, LinearSpec)
-    layer: Layer = "image_embeds" if pooled else "hidden_states"
-    known = (type(projector), token_width, projector.feature_width, projector.num_tokens)
-    unknown_encoder = f"an image encoder of {'projection' if pooled else 'hidden'} width {projector.feature_width}"
+    features, crop = features_of(projector)
+    is_pooled = features.layer != "hidden_states" or hints.part in ("content", "style")
     return AdapterSpec(
-        name=VARIANTS.get(known, "ip-adapter"),
-        family=FAMILIES.get((token_width, len(widths)), "unet"),
+        name=UNNAMED,
+        family=family,
         projector=projector,
-        features=FeatureSpec(
-            layer=layer,
-            index=None if pooled else -2,
-            width=projector.feature_width,
-            encoder=ENCODERS.get((layer, projector.feature_width), unknown_encoder),
-        ),
-        null_image="zero_features" if pooled else "zero_pixels",
-        cross_attention_dim=token_width,
-        site_indices=tuple(widths),
-        site_widths=tuple(widths.values()),
+        features=features,
+        null_image=NULL_IMAGES.get(family, "zero_features" if is_pooled else "zero_pixels"),
+        cross_attention_dim=sites.token_width,
+        site_indices=tuple(sites.widths),
+        site_widths=tuple(sites.widths.values()),
+        key_values=sites.key_values,
+        face_crop=crop,
+        lora=read_lora(shapes),
+        is_partial=hints.part in ("content", "style"),
     )
 
 
-def _sites(shapes: Shapes) -> tuple[dict[int, int], int]:
-    found = (re.fullmatch(r"ip_adapter\.(\d+)\.to_k_ip\.weight", key) for key in shapes)
-    indices = sorted(int(match[1]) for match in found if match)
-    if not indices:
+def _family(sites: Sites, projector: ProjectorSpec, hints: Hints) -> str:
+    match sites.key_values:
+        case PerceiverKVSpec():
+            return "flux-pulid"
+        case TimedKVSpec():
+            return "sd3-instantx"
+        case LinearKVSpec(bias=True):
+            return "flux-xlabs"
+    if sites.is_counted:
+        if isinstance(projector, PooledMLPSpec):
+            return "flux-instantx"
+        if {*sites.widths.values()} == {3072}:
+            return "flux"
         raise UnknownFormat(
-            f"no image prompt adapter: expected keys like 'ip_adapter.1.to_k_ip.weight' and 'image_proj.*', "
-            f"got {_some(shapes)}"
+            f"an adapter for {len(sites.widths)} blocks of a transformer ('ip_adapter.0.to_k_ip.weight', ...), which "
+            "shapes alone do not name; save it with imprompt, which writes the spec into the file"
         )
-    if any(".to_q_lora." in key for key in shapes):
-        raise UnknownFormat("a FaceID adapter with a LoRA inside; this version reads adapters without face embeddings")
-    kernels = [shapes[f"ip_adapter.{index}.to_k_ip.weight"] for index in indices]
-    return {index: kernel[0] for index, kernel in zip(indices, kernels, strict=True)}, kernels[0][1]
+    if hints.part in ("content", "style"):
+        return "sdxl"
+    missing = missing_sites(sites.token_width, sites.widths)
+    if missing:
+        raise CheckpointError(missing_message(missing, len(sites.widths) + len(missing)))
+    family = family_of_shape(sites.token_width, sites.widths)
+    is_wide = isinstance(projector, FacePlusSpec) and projector.width != sites.token_width
+    return "kolors-text" if is_wide and (family == "sdxl" or hints.layout == "adapter_modules") else family
 
 
-def _projector(shapes: Shapes) -> ProjectorSpec:
-    match shapes:
-        case {"proj.weight": (rows, feature_width), "norm.weight": (width,)}:
-            return LinearSpec(feature_width=feature_width, num_tokens=rows // width, width=width)
-        case {"proj.0.weight": (hidden, feature_width), "proj.3.weight": (width,)}:
-            return MLPSpec(feature_width=feature_width, hidden_width=hidden, num_tokens=FULL_TOKENS, width=width)
-        case {"latents": (_, num_tokens, inner), "proj_in.weight": (_, feature_width), "norm_out.weight": (width,)}:
-            return _resampler(shapes, num_tokens, inner, feature_width, width)
-        case {"perceiver_resampler.proj_in.weight": _} | {"proj.2.weight": _, "norm.weight": _}:
-            raise UnknownFormat("a FaceID adapter; this version reads adapters without face embeddings")
-        case _:
-            raise UnknownFormat(f"no known projector among the keys {_some(shapes)}")
-
-
-def _resampler(shapes: Shapes, num_tokens: int, inner: int, feature_width: int, width: int) -> ResamplerSpec:
-    if feature_width == FACE_WIDTH:
-        raise UnknownFormat(
-            "a resampler of 512-wide face embeddings (Portrait-unnorm or InstantID); "
-            "this version reads adapters without face embeddings"
-        )
-    depth = sum(bool(re.fullmatch(r"layers\.\d+\.0\.to_q\.weight", key)) for key in shapes)
-    if depth == 0 or "layers.0.1.1.weight" not in shapes:
-        raise CheckpointError("the resampler's layers are missing; get the file again")
-    query_width = shapes["layers.0.0.to_q.weight"][0]
-    if query_width % HEAD_WIDTH:
-        raise CheckpointError(
-            f"a resampler with queries of width {query_width}, which is no multiple of {HEAD_WIDTH}: its heads cannot "
-            "be told from the tensors; save it with imprompt, which writes the spec into the file"
-        )
-    return ResamplerSpec(
-        feature_width=feature_width,
-        inner_width=inner,
-        depth=depth,
-        num_heads=query_width // HEAD_WIDTH,
-        head_width=HEAD_WIDTH,
-        num_tokens=num_tokens,
-        width=width,
-        mlp_ratio=shapes["layers.0.1.1.weight"][0] // inner,
+def missing_message(missing: Mapping[int, str], number: int) -> str:
+    """What a file lacks, by number and by name, and what to do."""
+    named = [f"{index} ({path})" for index, path in list(missing.items())[:3]]
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return (
+        f"lacks the keys and values of {len(missing)} of {number} attentions: "
+        f"'ip_adapter.{min(missing)}.to_k_ip.weight' and what else belongs to {', '.join(named)}{more}; "
+        "get the whole file, or for a training checkpoint the one "
+        "that was saved with safe_serialization=False"
     )
 
 
-def _some(shapes: Shapes, most: int = 3) -> str:
-    return ", ".join(repr(key) for key in list(shapes)[:most]) + (", ..." if len(shapes) > most else "")
+def _choose(
+    candidates: tuple[Variant, ...], spec: AdapterSpec, hints: Hints
+) -> tuple[Variant | None, str, tuple[str, ...]]:
+    """The published adapter that it is, what told so, and the others that it might be."""
+    if hints.variant is not None:
+        chosen, decided_by = _asked(candidates, hints.variant, spec), BY_CALLER
+    elif len(candidates) < 2:
+        return (candidates[0] if candidates else None), BY_SHAPES, ()
+    else:
+        of_size = [each for each in candidates if hints.num_bytes in _sizes(each.name)]
+        of_name = [each for each in candidates if each.hinted_by(hints.name)]
+        chosen, decided_by = next(
+            ((found[0], word) for found, word in ((of_size, BY_SIZE), (of_name, BY_NAME)) if len(found) == 1),
+            (candidates[0], BY_SHAPES),
+        )
+    others = tuple(each.name for each in candidates if each is not chosen)
+    if any(each.changes != chosen.changes for each in candidates):
+        level = logging.WARNING if decided_by == BY_SHAPES and hints.shortcut is None else logging.INFO
+        logger.log(
+            level,
+            "taken for %r, told by %s; %s %s the same keys and shapes: pass variant= to say which it is",
+            chosen.name,
+            decided_by,
+            " and ".join(map(repr, others)),
+            "has" if len(others) == 1 else "have",
+        )
+    return chosen, decided_by, others
+
+
+def _asked(candidates: tuple[Variant, ...], name: str, spec: AdapterSpec) -> Variant:
+    found = next((each for each in candidates if each.name == name), None)
+    if found is not None:
+        return found
+    names = variant_names()
+    if name not in names:
+        near = get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
+        raise CheckpointError(f"no published adapter is called {name!r}; near to it are {', '.join(near)}")
+    shared = ", ".join(each.name for each in candidates) or f"no published one ({spec.num_tokens} tokens)"
+    raise CheckpointError(f"asked for {name!r}, but the tensors have the shapes of {shared}; ask for that, or for none")
+
+
+def _sizes(name: str) -> list[int]:
+    """The sizes of the files that an adapter was published in."""
+    files = (file for adapter in PUBLISHED_ADAPTERS if adapter.name == name for file in adapter.files)
+    return [file.num_bytes for file in files if file.num_bytes is not None]
+
+
+def _as_variant(spec: AdapterSpec, chosen: Variant | None, hints: Hints) -> AdapterSpec:
+    changes: dict[str, Any] = dict(chosen.changes) if chosen is not None else {}
+    shortcut = changes.pop("shortcut", None) if hints.shortcut is None else hints.shortcut
+    changes.pop("shortcut", None)
+    if shortcut is not None:
+        if not isinstance(spec.projector, FacePlusSpec):
+            raise CheckpointError("shortcut= is for FaceID-Plus alone, which this is not; leave it out")
+        spec = replace(spec, projector=replace(spec.projector, shortcut=shortcut))
+    name = spec.name if chosen is None else chosen.name
+    return replace(spec, name=name, features=replace(spec.features, **changes))

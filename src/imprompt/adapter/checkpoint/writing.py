@@ -1,0 +1,99 @@
+"""An adapter's tensors under the names of another layout: the tables of `formats` read the other way."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from imprompt.adapter.checkpoint.formats import (
+    ADAPTER_MODULES,
+    DIFFUSERS,
+    DIFFUSERS_FLUX,
+    DIFFUSERS_SD3,
+    NATIVE,
+    PROJECTORS,
+    XLABS,
+    Format,
+)
+from imprompt.adapter.checkpoint.paths import attention_paths
+from imprompt.adapter.checkpoint.templates import to_theirs
+from imprompt.adapter.families.unet import numbered
+from imprompt.adapter.spec import PROJECTOR_KINDS, AdapterSpec, TokensSpec
+from imprompt.core.errors import CheckpointError
+
+# What `--to` may say.
+TARGETS = {
+    "native": "imprompt's own: the official names, for every variant",
+    "official": "as its authors publish it",
+    "diffusers": "the state of a denoiser of diffusers that has it loaded",
+    "comfy": "what ComfyUI's nodes read: as published, flat",
+}
+
+_OWN_LAYOUTS = {"flux-xlabs": XLABS, "kolors-text": ADAPTER_MODULES}
+_IN_DIFFUSERS = {
+    **dict.fromkeys(("sd1", "sd2", "sdxl", "unet"), DIFFUSERS),
+    "flux-xlabs": DIFFUSERS_FLUX,
+    "sd3-instantx": DIFFUSERS_SD3,
+}
+
+
+def arrange(
+    tensors: Mapping[str, Tensor], spec: AdapterSpec, target: str, host: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """An adapter's tensors in a layout.
+
+    Args:
+        tensors: the adapter's state.
+        spec: what it is.
+        target: one of `TARGETS`.
+        host: the UNet, where its attentions' names are wanted and it is of no published base.
+
+    Raises:
+        CheckpointError: there is no such layout, or this adapter cannot be written in it.
+    """
+    layout = layout_for(spec, target)
+    if not layout.renames_projector:
+        theirs, unknown = to_theirs(layout.rows, tensors)
+    else:
+        paths = attention_paths(spec.family) if host is None else numbered(host)
+        if layout is DIFFUSERS and not {*spec.site_indices} <= {*paths}:
+            raise CheckpointError(
+                f"{spec.name!r} is for a UNet of its own shape, whose attentions' names no adapter holds; pass that "
+                "UNet as host=, or write it as 'native'"
+            )
+        theirs, unknown = to_theirs(layout.rows, _with_their_projector(tensors, spec), paths)
+    if unknown:
+        raise CheckpointError(
+            f"{spec.name!r} has {unknown[0]!r}, which {target!r} has no name for; write it as 'native'"
+        )
+    return theirs
+
+
+def layout_for(spec: AdapterSpec, target: str) -> Format:
+    """The table that a target means for an adapter.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if target not in TARGETS:
+        raise CheckpointError(f"no layout {target!r}; expected one of {', '.join(TARGETS)}")
+    if target == "native":
+        return NATIVE
+    if spec.is_partial or isinstance(spec.projector, TokensSpec):
+        whole = "two adapters" if spec.is_partial else "a face encoder too"
+        raise CheckpointError(
+            f"{spec.name!r} is a part of what its authors publish, whose files hold {whole}; write it as 'native'"
+        )
+    if target != "diffusers":
+        return _OWN_LAYOUTS.get(spec.family, NATIVE)
+    if spec.family not in _IN_DIFFUSERS:
+        raise CheckpointError(f"diffusers has no adapter of the family {spec.family!r}; write it as 'official'")
+    return _IN_DIFFUSERS[spec.family]
+
+
+def _with_their_projector(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> dict[str, Tensor]:
+    kind = next(kind for kind, cls in PROJECTOR_KINDS.items() if isinstance(spec.projector, cls))
+    projector = {key[len("image_proj.") :]: value for key, value in tensors.items() if key.startswith("image_proj.")}
+    theirs, unknown = to_theirs(PROJECTORS[kind], projector)
+    theirs |= {key: projector[key] for key in unknown}
+    rest = {key: value for key, value in tensors.items() if not key.startswith("image_proj.")}
+    return {**{f"image_proj.{key}": value for key, value in theirs.items()}, **rest}
