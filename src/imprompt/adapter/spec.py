@@ -226,6 +226,7 @@ class AdapterSpec:
         site_widths: the width of each site's keys and values.
         key_values: how keys and values are made of tokens.
         face_crop: what the encoder must deliver of the aligned face, where the projector reads that too.
+        null_crop: how "no image" is expressed in the features of the aligned face.
         lora: the change of the host's own attentions that comes with it.
         is_partial: whether it acts on some of the host's sites only, as each half of CSGO does.
     """
@@ -240,6 +241,7 @@ class AdapterSpec:
     site_widths: tuple[int, ...]
     key_values: KeyValueSpec = LinearKVSpec()
     face_crop: FeatureSpec | None = None
+    null_crop: NullImage = "zero_pixels"
     lora: LoraSpec | None = None
     is_partial: bool = False
 
@@ -301,7 +303,8 @@ def check_spec(spec: AdapterSpec) -> None:
     Raises:
         ValueError: a field has an impossible value.
     """
-    for name, allowed in (("family", family_names()), ("null_image", get_args(NullImage))):
+    nulls = get_args(NullImage)
+    for name, allowed in (("family", family_names()), ("null_image", nulls), ("null_crop", nulls)):
         if getattr(spec, name) not in allowed:
             raise ValueError(f"{name} is {getattr(spec, name)!r}, expected one of {', '.join(allowed)}")
     claimed: Any = spec  # its fields are what a file says, whatever their types say

@@ -10,9 +10,12 @@ import torch
 from imprompt.adapter.adapter import Adapter
 from imprompt.adapter.attach import Attachment
 from imprompt.adapter.conditioning import Conditioning
+from imprompt.adapter.spec import AdapterSpec
 from imprompt.core.errors import ConditioningError, PromptError
 from imprompt.encoders.base import ImageEncoder
 from imprompt.encoders.cache import FeatureCache
+from imprompt.encoders.face import FaceEncoder
+from imprompt.generation.faces import FaceFeatures, check_face_encoders, face_encoder_of
 from imprompt.generation.features import EncoderFeatures, EncoderSource, cached, find_encoders, load_encoder
 from imprompt.generation.resolve import resolve
 from imprompt.prompts.image_prompt import ImagePrompt
@@ -26,13 +29,14 @@ class PipelineAttachment(Attachment):
         target: Any,
         *adapters: Adapter,
         image_encoder: EncoderSource | Sequence[EncoderSource | None] | None = None,
+        face_encoder: FaceEncoder | Sequence[FaceEncoder | None] | None = None,
         cache: FeatureCache | None = None,
         **options: Any,
     ) -> None:
         super().__init__(target, *adapters, **options)
         self._cache = FeatureCache() if cache is None else cache
         try:
-            self._sources = self._find_sources(image_encoder)
+            self._sources = self._find_sources(image_encoder, face_encoder)
         except BaseException:
             self.detach()
             raise
@@ -69,12 +73,11 @@ class PipelineAttachment(Attachment):
             super().set(resolve(rows, self.adapters, self._sources, size=size))
 
     def describe_encoders(self) -> list[dict[str, str]]:
-        """Name and fingerprint of the image encoder of every adapter that has used or been given one."""
-        encoders = ((source.spec.name, source.encoder) for source in self._sources)
+        """Name and fingerprint of the encoders of every adapter that has used or been given some."""
         return [
-            {"adapter": adapter, "name": encoder.spec.name, "fingerprint": encoder.spec.fingerprint}
-            for adapter, encoder in encoders
-            if encoder is not None
+            {"adapter": source.spec.name, "name": encoder.spec.name, "fingerprint": encoder.spec.fingerprint}
+            for source in self._sources
+            for encoder in source.encoders
         ]
 
     @contextmanager
@@ -91,12 +94,25 @@ class PipelineAttachment(Attachment):
             for adapter in needed if self.offload else ():
                 adapter.to("cpu")
 
-    def _find_sources(self, image_encoder: Any) -> list[EncoderFeatures]:
-        encoders = find_encoders(image_encoder, self.pipe, len(self.adapters), self._load)
+    def _find_sources(self, image_encoder: Any, face_encoder: Any) -> list[EncoderFeatures | FaceFeatures]:
+        number = len(self.adapters)
+        encoders = find_encoders(image_encoder, self.pipe, number, self._load)
+        given = image_encoder if isinstance(image_encoder, list | tuple) else [image_encoder] * number
+        faces = face_encoder if isinstance(face_encoder, list | tuple) else [face_encoder] * number
+        check_face_encoders(faces, [adapter.spec for adapter in self.adapters])
         return [
-            EncoderFeatures(adapter.spec, None if encoder is None else cached(encoder, self._cache), self._load)
-            for adapter, encoder in zip(self.adapters, encoders, strict=True)
+            self._source(adapter.spec, encoder, face, is_own=source is None)
+            for adapter, encoder, face, source in zip(self.adapters, encoders, faces, given, strict=True)
         ]
+
+    def _source(
+        self, spec: AdapterSpec, encoder: ImageEncoder | None, face: Any, *, is_own: bool
+    ) -> EncoderFeatures | FaceFeatures:
+        if spec.features.layer == "face_embeds":
+            face, encoder = face_encoder_of(spec, face, encoder, is_own=is_own)
+            crop = None if encoder is None else cached(encoder, self._cache)
+            return FaceFeatures(spec, face, crop, self._load, self._cache)
+        return EncoderFeatures(spec, None if encoder is None else cached(encoder, self._cache), self._load)
 
     def _load(self, source: str | Path) -> ImageEncoder:
         dtype = getattr(self.pipe, "dtype", torch.float32)
@@ -108,9 +124,11 @@ def attach(
     target: Any,
     *adapters: Adapter,
     image_encoder: EncoderSource | Sequence[EncoderSource | None] | None = None,
+    face_encoder: FaceEncoder | Sequence[FaceEncoder | None] | None = None,
     offload: bool = False,
     fuse: bool = True,
     guidance: str | None = None,
+    lora_scale: float = 1.0,
     cache: FeatureCache | None = None,
 ) -> PipelineAttachment:
     """Attach image prompt adapters to a pipeline; until they are detached, it follows the images that are set.
@@ -121,13 +139,21 @@ def attach(
     Args:
         target: the pipeline, or a bare denoiser.
         *adapters: one adapter or several; prompts name theirs by its position.
-        image_encoder: what turns pictures into features: an `ImageEncoder`, a `CLIPVisionModelWithProjection`, its
-            folder or hub folder; a list gives every adapter its own. By default the pipeline's `image_encoder`, else
-            the published one that the adapter names, loaded when a picture first needs it.
+        image_encoder: what turns pictures into features: an `ImageEncoder` as `VisionEncoder`, a vision tower of
+            transformers (CLIP, SigLIP, DINO), its folder or hub folder; a list gives every adapter its own. By default
+            the pipeline's `image_encoder`, else the published one that the adapter names, loaded when a picture first
+            needs it.
+        face_encoder: what tells whose face a picture shows, for adapters that read that (FaceID, InstantID); a list
+            gives every adapter its own. FaceID-Plus reads both: the face encoder finds, aligns and embeds the face, and
+            the image encoder looks at the aligned face. Where nothing but faces is read, `image_encoder` may be the
+            face encoder as well. There is no default: which face networks to use, and under which licence, is yours to
+            say.
         offload: move the adapters' weights, and an encoder loaded here, off the device when they have done their work.
+            The LoRA of a FaceID adapter works at every step and stays.
         fuse: put a faster attention processor with the same output in place of diffusers' stock one.
         guidance: how a batch is laid out, one of `imprompt.adapter.guidance.LAYOUTS`; by default the pipeline tells,
             and a bare denoiser has positive rows alone.
+        lora_scale: how strongly the LoRA acts that comes with FaceID adapters; on rows that follow such an adapter.
         cache: where features are kept, e.g. `FeatureCache(folder=...)` to keep them on disk; by default in memory, as
             long as the attachment lives.
 
@@ -150,7 +176,15 @@ def attach(
         ```
     """
     return PipelineAttachment(
-        target, *adapters, image_encoder=image_encoder, cache=cache, offload=offload, fuse=fuse, guidance=guidance
+        target,
+        *adapters,
+        image_encoder=image_encoder,
+        face_encoder=face_encoder,
+        cache=cache,
+        offload=offload,
+        fuse=fuse,
+        guidance=guidance,
+        lora_scale=lora_scale,
     )
 
 

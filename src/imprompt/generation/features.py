@@ -17,6 +17,7 @@ from imprompt.core.errors import EncoderMismatch
 from imprompt.core.images import Fit
 from imprompt.encoders.base import EncoderSpec, ImageEncoder, Layer
 from imprompt.encoders.cache import CachedEncoder, FeatureCache
+from imprompt.encoders.face_known import KNOWN_FACE_MODELS
 from imprompt.encoders.kinds import KINDS, kind_of_model
 from imprompt.encoders.known import KnownEncoder, encoders_of_width, known_encoder
 from imprompt.encoders.vision import VisionEncoder
@@ -83,20 +84,30 @@ class EncoderFeatures:
         self.spec = spec
         self.encoder = encoder
         self._load = load
-        if encoder is not None:
+        if encoder is not None and spec.features.layer != "tokens":
             check_encoder(spec, encoder.spec)
+
+    @property
+    def encoders(self) -> tuple[ImageEncoder, ...]:
+        """The encoder, if it is at hand."""
+        return () if self.encoder is None else (self.encoder,)
 
     def features(self, images: Sequence[Image.Image], fit: Fit) -> Float[Tensor, "images *length feature"]:
         """Features of pictures."""
-        wanted = self.spec.features
-        return self._encoder().encode(images, layer=wanted.layer, index=_index(wanted.index), fit=fit)
+        layer, index = encoder_layer(self.spec), _index(self.spec.features.index)
+        return self.encoder_at_hand().encode(images, layer=layer, index=index, fit=fit)
 
     def null_features(self) -> Float[Tensor, "1 *length feature"]:
         """Features of pixels that are zero after normalisation."""
-        wanted = self.spec.features
-        return self._encoder().encode_null(layer=wanted.layer, index=_index(wanted.index))
+        layer, index = encoder_layer(self.spec), _index(self.spec.features.index)
+        return self.encoder_at_hand().encode_null(layer=layer, index=index)
 
-    def _encoder(self) -> ImageEncoder:
+    def encoder_at_hand(self) -> ImageEncoder:
+        """The encoder, loaded now if it was not there.
+
+        Raises:
+            EncoderMismatch: there is none, and no published one fits.
+        """
         if self.encoder is None:
             known = _published(self.spec)
             if known is None:
@@ -111,15 +122,36 @@ class EncoderFeatures:
         return self.encoder
 
 
+def encoder_layer(adapter: AdapterSpec) -> Layer:
+    """The layer that an adapter wants of its encoder.
+
+    Raises:
+        EncoderMismatch: it reads tokens, which none makes.
+    """
+    layer = adapter.features.layer
+    if layer == "tokens":
+        raise EncoderMismatch(
+            f"{adapter.name!r} reads {describe_features(adapter.features)}, which no image encoder here makes; give "
+            "the tokens as ImagePrompt(features=...)"
+        )
+    return layer
+
+
 def check_encoder(adapter: AdapterSpec, encoder: EncoderSpec) -> None:
     """Refuse an encoder whose features the adapter cannot read, before a matrix does it less kindly.
 
     Raises:
-        EncoderMismatch: another width, or too few layers.
+        EncoderMismatch: another kind, another width, or too few layers.
     """
-    wanted, width = adapter.features, encoder.feature_width(adapter.features.layer)
-    known = _published(adapter)
-    remedy = f"Pass image_encoder={known.address!r}" if known else f"Pass image_encoder= with {wanted.encoder}"
+    wanted, layer = adapter.features, encoder_layer(adapter)
+    known, argument = _published(adapter), "face_encoder" if layer == "face_embeds" else "image_encoder"
+    remedy = f"Pass image_encoder={known.address!r}" if known else f"Pass {argument}= with {wanted.encoder}"
+    if (encoder.kind == "face") != (layer == "face_embeds"):
+        raise EncoderMismatch(
+            f"{adapter.name!r} wants {describe_features(wanted)}; the encoder given is {encoder.name}, which makes "
+            f"{'embeddings of faces' if encoder.kind == 'face' else 'none of faces'} only. {remedy}."
+        )
+    width = encoder.feature_width(layer)
     if width != wanted.width:
         raise EncoderMismatch(
             f"{adapter.name!r} wants {describe_features(wanted)}; the image encoder makes {width}, which is "
@@ -131,11 +163,24 @@ def check_encoder(adapter: AdapterSpec, encoder: EncoderSpec) -> None:
             f"{adapter.name!r} wants {describe_features(wanted)}; {encoder.name} has {encoder.num_layers} layers. "
             f"{remedy}."
         )
+    if layer == "face_embeds":
+        _warn_of_other_faces(adapter, encoder)
     if known and known_encoder(encoder.name) and encoder.name != known.name:
         logger.warning(
             "%r was trained on %s; %s has the same width but makes other features",
             adapter.name,
             known.name,
+            encoder.name,
+        )
+
+
+def _warn_of_other_faces(adapter: AdapterSpec, encoder: EncoderSpec) -> None:
+    names = {model.name for model in KNOWN_FACE_MODELS}
+    if {encoder.name, adapter.features.encoder} <= names and encoder.name != adapter.features.encoder:
+        logger.warning(
+            "%r was trained on %s; %s has the same width but tells faces apart by other numbers",
+            adapter.name,
+            adapter.features.encoder,
             encoder.name,
         )
 
@@ -204,6 +249,8 @@ def load_encoder(source: str | Path, *, dtype: torch.dtype, device: torch.device
 
 def _published(spec: AdapterSpec) -> KnownEncoder | None:
     """The published encoder that an adapter names, or the only one that has its width."""
+    if spec.features.layer not in ("image_embeds", "hidden_states"):
+        return None
     named = known_encoder(spec.features.encoder)
     fitting = encoders_of_width(spec.features.width, spec.features.layer)
     return named or (fitting[0] if len(fitting) == 1 else None)

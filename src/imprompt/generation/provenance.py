@@ -66,7 +66,20 @@ def describe_prompt(prompt: ImagePrompt) -> dict[str, Any]:
         "end": prompt.end,
         "fit": prompt.fit,
         "adapter": prompt.adapter,
+        **_describe_face(prompt),
     }
+
+
+def _describe_face(prompt: ImagePrompt) -> dict[str, Any]:
+    """What only prompts of faces say."""
+    said: dict[str, Any] = {}
+    if prompt.face is not None:
+        said["face"] = hash_tensors({"face": prompt.face}) if isinstance(prompt.face, Tensor) else prompt.face
+    if prompt.crop_features is not None:
+        said["crop_features_sha256"] = hash_tensors({"crop_features": prompt.crop_features})
+    if prompt.structure != 1.0:
+        said["structure"] = prompt.structure
+    return said
 
 
 def describe_picture(source: Any) -> dict[str, str]:

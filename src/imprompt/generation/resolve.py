@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,9 +13,10 @@ from torch.nn import functional
 
 from imprompt.adapter.adapter import Adapter
 from imprompt.adapter.conditioning import NUM_PROGRESS, Branch, Conditioning
+from imprompt.adapter.spec import AdapterSpec, FacePlusSpec
 from imprompt.core.errors import EncoderMismatch, ImageError, PromptError
 from imprompt.core.images import FITS, Fit, load_image, load_mask
-from imprompt.prompts.image_prompt import ImagePrompt
+from imprompt.prompts.image_prompt import FaceChoice, ImagePrompt
 from imprompt.prompts.schedule import window
 
 # A run's step falls on the nearest bin of the table, so a prompt's edges reach half a bin further; the rest is for
@@ -38,6 +40,23 @@ class FeatureSource(Protocol):
 
     def null_features(self) -> Float[Tensor, "1 *length feature"]:
         """Features of pixels that are zero after normalisation, where the adapter's rule asks for those."""
+        ...
+
+
+@runtime_checkable
+class FaceSource(FeatureSource, Protocol):
+    """Where the features of an adapter of faces come from."""
+
+    def choosing(self, choice: FaceChoice | None) -> "FaceSource":
+        """The same with another face of every picture; itself if None."""
+        ...
+
+    def crop_features(self, images: Sequence[Image.Image]) -> Float[Tensor, "images length feature"]:
+        """Features of the aligned faces of pictures."""
+        ...
+
+    def null_crop_features(self) -> Float[Tensor, "1 length feature"]:
+        """Features that stand for no aligned face."""
         ...
 
 
@@ -98,9 +117,13 @@ def _branch(
     number: int,
     size: tuple[int, int] | None,
 ) -> Branch:
+    check_face_options(column, adapter.spec)
+    read = zip(column, column_features(column, adapter, source), column_crops(column, adapter, source), strict=True)
     pairs = [
-        None if features is None else image_tokens(features, adapter, source)
-        for features in column_features(column, adapter, source)
+        None
+        if prompt is None or features is None
+        else image_tokens(features, adapter, source, crop=crop, structure=prompt.structure)
+        for prompt, features, crop in read
     ]
     tokens, token_mask = pad_tokens([None if pair is None else pair[0] for pair in pairs])
     null_tokens, _ = pad_tokens([None if pair is None else pair[1] for pair in pairs])
@@ -123,6 +146,11 @@ def column_features(
         None if prompt is None or prompt.features is None else _given_features(prompt.features, adapter)
         for prompt in column
     ]
+    if isinstance(source, FaceSource):
+        for row, prompt in enumerate(column):
+            if prompt is not None and prompt.images:
+                features[row] = source.choosing(prompt.face).features(_pictures(prompt), "crop")
+        return features
     for fit in FITS:
         shown = {
             row: prompt.images for row, prompt in enumerate(column) if prompt and prompt.images and prompt.fit == fit
@@ -135,12 +163,68 @@ def column_features(
     return features
 
 
+def column_crops(
+    column: Sequence[ImagePrompt | None], adapter: Adapter, source: FeatureSource
+) -> list[Float[Tensor, "_ length feature"] | None]:
+    """The features of all aligned faces of every row, for adapters that read those too."""
+    if adapter.spec.face_crop is None:
+        return [None] * len(column)
+    crops: list[Tensor | None] = []
+    for prompt in column:
+        given = None if prompt is None else prompt.crop_features
+        if prompt is not None and prompt.images and isinstance(source, FaceSource):
+            given = source.choosing(prompt.face).crop_features(_pictures(prompt))
+        crops.append(given[None] if given is not None and given.ndim == 2 else given)
+    return crops
+
+
+def _pictures(prompt: ImagePrompt) -> list[Image.Image]:
+    """The pictures of a prompt, which still know their files."""
+    pictures = []
+    for source in prompt.images:
+        picture: Any = load_image(source)
+        if isinstance(source, str | Path):
+            picture.filename = str(source)
+        pictures.append(picture)
+    return pictures
+
+
+def check_face_options(column: Sequence[ImagePrompt | None], spec: AdapterSpec) -> None:
+    """Refuse what only adapters of faces understand, where the adapter is none.
+
+    Raises:
+        PromptError: a choice among faces, features of faces, or a `structure` that the adapter knows nothing of.
+    """
+    projector = spec.projector
+    for prompt in column:
+        if prompt is None:
+            continue
+        if prompt.structure != 1.0 and not (isinstance(projector, FacePlusSpec) and projector.shortcut):
+            raise PromptError(
+                f"structure={prompt.structure!r} is for FaceID-Plus version 2 alone; {spec.name!r} has no such strength"
+            )
+        if prompt.face is not None and spec.features.layer != "face_embeds":
+            raise PromptError(f"face={prompt.face!r:.40} chooses a face, and {spec.name!r} reads whole pictures")
+        if (prompt.crop_features is not None) != (prompt.features is not None and spec.face_crop is not None):
+            wanted = "no crop_features" if spec.face_crop is None else "crop_features beside them"
+            raise PromptError(f"the features of a prompt for {spec.name!r} have {wanted}; give what its encoders made")
+
+
 def image_tokens(
-    features: Float[Tensor, "images *length feature"], adapter: Adapter, source: FeatureSource
+    features: Float[Tensor, "images *length feature"],
+    adapter: Adapter,
+    source: FeatureSource,
+    *,
+    crop: Float[Tensor, "images crop_length crop_feature"] | None = None,
+    structure: float = 1.0,
 ) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens width"]]:
     """The tokens of all pictures of a prompt one after another, and as many that stand for no picture."""
-    tokens = adapter.project(features)
-    null = adapter.project(_null_features(features, adapter, source))
+    tokens = adapter.project(features, crop=crop, structure=structure)
+    null = adapter.project(
+        _null_features(features, adapter, source),
+        crop=None if crop is None else _null_crop(crop, adapter, source),
+        structure=structure,
+    )
     if null.shape[1:] != tokens.shape[1:]:
         raise EncoderMismatch(
             f"the features given for {adapter.spec.name!r} make {tokens.shape[1]} tokens, its image encoder's "
@@ -151,7 +235,7 @@ def image_tokens(
 
 def _given_features(features: Tensor, adapter: Adapter) -> Tensor:
     """Features as [images, width] or [images, length, width]; those of one image may come without the first axis."""
-    one_image = features.ndim == (1 if adapter.spec.features.layer == "image_embeds" else 2)
+    one_image = features.ndim == (2 if adapter.spec.features.is_sequence else 1)
     return features[None] if one_image else features
 
 
@@ -164,6 +248,13 @@ def _null_features(features: Tensor, adapter: Adapter, source: FeatureSource) ->
             return source.null_features()
         case "black_pixels":
             return source.features([BLACK], "stretch")
+
+
+def _null_crop(crop: Tensor, adapter: Adapter, source: FeatureSource) -> Tensor:
+    """The same for the aligned face."""
+    if adapter.spec.null_crop == "zero_pixels" and isinstance(source, FaceSource):
+        return source.null_crop_features()
+    return torch.zeros_like(crop[:1])
 
 
 def pad_tokens(

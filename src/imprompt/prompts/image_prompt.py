@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from imprompt.core.errors import PromptError
 from imprompt.core.images import FITS, Fit, ImageSource
+
+FaceChoice: TypeAlias = Literal["largest"] | int | Tensor
 
 _SOURCES = (str, Path, Image.Image, Tensor, np.ndarray)
 _WANTED = "a path, a PIL image, a tensor or an array"
@@ -36,6 +38,11 @@ class ImagePrompt:
         fit: What becomes of a picture that is not square: `"crop"` keeps the centre, `"pad"` adds white, `"stretch"`
             distorts.
         adapter: Which of the attached adapters it speaks to, counted from 0.
+        face: Whose face, for adapters of faces: `"largest"`, a number counted from 0 at the left, or an embedding that
+            it is to be like; as the face encoder says if None.
+        crop_features: Beside `features`, for FaceID-Plus: what its image encoder made of the aligned faces,
+            `[length, width]` or `[pictures, length, width]`.
+        structure: For FaceID-Plus version 2: how strongly the face's picture counts beside the identity (`s_scale`).
 
     Raises:
         PromptError: A value makes no sense; the message names the field.
@@ -50,6 +57,9 @@ class ImagePrompt:
     end: float = 1.0
     fit: Fit = "crop"
     adapter: int = 0
+    face: FaceChoice | None = None
+    crop_features: Tensor | None = None
+    structure: float = 1.0
 
     def __post_init__(self) -> None:
         if (self.image is None) == (self.features is None):
@@ -69,6 +79,7 @@ class ImagePrompt:
             raise PromptError(f"mask must be {_WANTED}; got {_kind(self.mask)}.")
         if self.fit not in FITS:
             raise PromptError(f"fit must be one of {', '.join(map(repr, FITS))}; got {self.fit!r}.")
+        self._check_face()
         if not _is_index(self.adapter):
             raise PromptError(f"adapter must be an attached adapter's number, counted from 0; got {self.adapter!r}.")
 
@@ -106,6 +117,20 @@ class ImagePrompt:
             )
         if not bool(features.isfinite().all()):
             raise PromptError("features hold NaN or infinite values; encode the picture again.")
+
+    def _check_face(self) -> None:
+        face: Any = self.face
+        if not (face is None or isinstance(face, Tensor) or face == "largest" or _is_index(face)):
+            raise PromptError(f"face must be 'largest', a number counted from 0, or an embedding; got {_kind(face)}.")
+        if face is not None and self.image is None:
+            raise PromptError("face chooses among the faces of a picture; this prompt has features.")
+        crop: Any = self.crop_features
+        if crop is not None and (not isinstance(crop, Tensor) or crop.ndim not in (2, 3) or self.features is None):
+            raise PromptError(
+                "crop_features must be a tensor [length, width] or [pictures, length, width] that goes with features; "
+                f"got {_kind(crop) if not isinstance(crop, Tensor) else list(crop.shape)}."
+            )
+        _check_number("structure", self.structure)
 
 
 def _check_number(field: str, value: object) -> None:
