@@ -9,12 +9,12 @@ from torch import nn
 
 from imprompt.core.errors import HostMismatch
 
-# How a host hands over its queries: [batch, length, heads * head], [batch, length, heads, head] or
-# [batch, heads, length, head].
-Layout = Literal["merged", "length_first", "heads_first"]
+# How a host hands over its queries: [batch, length, heads * head], [batch, length, heads, head],
+# [batch, heads, length, head] or, of a single row, [length, heads, head].
+Layout = Literal["merged", "length_first", "heads_first", "packed"]
 
 # Which tokens of a sequence are the picture's: all of it, those before the others, those after them, or those that the
-# call's `index` names row by row.
+# call's `index` names, or marks, row by row.
 Span = Literal["all", "first", "last", "indexed"]
 
 
@@ -163,7 +163,8 @@ def _site(host: nn.Module, path: str, attention: Any, place: Place, index: int) 
 
 def query_width(attention: Any, num_heads: int) -> int:
     """Width of an attention's queries, all heads together."""
-    layer = submodule(attention, "to_q")
+    layers = (submodule(attention, name) for name in ("to_q", "to_query"))
+    layer = next((layer for layer in layers if layer is not None), None)
     if layer is not None:
         return layer.out_features
     inner = getattr(attention, "inner_dim", None)

@@ -23,7 +23,7 @@ class Frame:
         branches: the image branches, bound to the rows of this call.
         size: height and width of what regions are placed on; None where the call does not tell.
         num_queries: tokens of the picture in a sequence that holds others too.
-        index: their places in each row [batch, tokens], where rows differ.
+        index: their places in each row [batch, tokens], where rows differ; or a mark for every place [batch, length].
         run: an object that lasts as long as the run; None if there is no pipeline to tell.
         is_live: whether the attachment is; its processors may outlive it where somebody else had kept them.
     """
@@ -87,10 +87,10 @@ class SiteTap:
         return take
 
     def _give(self, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        image = self._image_of_reads()
+        hidden, *rest = inputs
+        image = self._image_of_reads(hidden)
         if image is None:
             return None
-        hidden, *rest = inputs
         return self._add(hidden, image), *rest
 
     def _give_after(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -106,7 +106,7 @@ class SiteTap:
         parts[item] = self._add(parts[item], image)
         return tuple(parts) if isinstance(output, tuple) else parts[0]
 
-    def _image_of_reads(self) -> Tensor | None:
+    def _image_of_reads(self, hidden: Tensor | None = None) -> Tensor | None:
         reads = [read for read in self.reads if read is not None]
         self.forget()
         if not self.frame.branches or (self.is_fused and not reads):
@@ -118,12 +118,20 @@ class SiteTap:
                 f"({', '.join(site.reads)}); do not fuse its projections, and use diffusers' own attention processor"
             )
         heads = [self._heads(read) for read in reads]
-        return self.image(*heads)
+        has_match = hidden is not None and any(branch.match is not None for branch in self.frame.branches)
+        return self.image(*heads, own=self._own(hidden) if has_match else None)  # pyright: ignore
+
+    def _own(self, hidden: Tensor) -> Tensor:
+        """The host's own part of what reaches the sink, as the image's is laid out."""
+        own = _cut(hidden, self.site.sink_span, self.frame)
+        return split_heads(own.narrow(-1, self.site.start, self.site.query_width), self.site.num_heads)
 
     def _heads(self, read: Tensor) -> Tensor:
         """What was read, as [batch, heads, length, head] and of the picture's tokens alone."""
-        layout: Layout = self.site.layout if read.ndim == 4 else "merged"
-        if layout == "merged":
+        layout: Layout = self.site.layout if read.ndim == 4 or self.site.layout == "packed" else "merged"
+        if layout == "packed":
+            read = read.transpose(0, 1)[None]
+        elif layout == "merged":
             read = split_heads(read.flatten(2), self.site.num_heads)
         elif layout == "length_first":
             read = read.transpose(1, 2)
@@ -132,21 +140,26 @@ class SiteTap:
     def _add(self, hidden: Tensor, image: Tensor) -> Tensor:
         """The image branches added to their part of a sequence and of its features."""
         merged = merge_heads(image).to(hidden.dtype)
+        if hidden.ndim == 2:
+            return self._add(hidden[None], image)[0]
         start, rest = self.site.start, hidden.shape[-1] - merged.shape[-1] - self.site.start
         missing = hidden.shape[1] - merged.shape[1]
         before, after = (missing, 0) if self.site.sink_span == "last" else (0, missing)
-        if self.site.sink_span == "indexed" and self.frame.index is not None and missing:
+        index = self.frame.index if self.site.sink_span == "indexed" else None
+        if index is not None and _is_marked(self.frame):
+            merged = merged * index[..., None]
+        elif index is not None and missing:
             empty = merged.new_zeros(len(merged), hidden.shape[1], merged.shape[-1])
-            merged, after = empty.scatter(1, self.frame.index[..., None].expand_as(merged), merged), 0
+            merged, after = empty.scatter(1, index[..., None].expand_as(merged), merged), 0
         if before or after or start or rest:
             merged = functional.pad(merged, (start, rest, before, after))
         return hidden + merged
 
-    def image(self, *reads: Tensor) -> Tensor | None:
+    def image(self, *reads: Tensor, own: Tensor | None = None) -> Tensor | None:
         """The sum of all image branches [batch, heads, length, head], before the heads are merged; None without any."""
         total: Tensor | None = None
         for branch in self.frame.branches:
-            attended = branch.attend(reads, self.position, self.frame.size, self.frame.num_queries)
+            attended = branch.attend(reads, self.position, self.frame.size, self.frame.num_queries, own)
             if attended is not None:
                 total = attended if total is None else total + attended
         return total
@@ -159,14 +172,20 @@ def _place(host: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 def _cut(sequence: Tensor, span: Span, frame: Frame, dim: int = 1) -> Tensor:
     """The picture's part of a sequence."""
-    length = frame.num_queries
+    length, index = frame.num_queries, frame.index
+    if span == "indexed" and index is not None:
+        if _is_marked(frame) or sequence.shape[dim] == index.shape[1]:
+            return sequence
+        shape = [1] * sequence.ndim
+        shape[0], shape[dim] = index.shape
+        return sequence.take_along_dim(index.view(shape), dim)
     if span == "all" or length is None or sequence.shape[dim] == length:
         return sequence
-    if span == "indexed" and frame.index is not None:
-        shape = [1] * sequence.ndim
-        shape[0], shape[dim] = frame.index.shape
-        return sequence.take_along_dim(frame.index.view(shape), dim)
     return sequence.narrow(dim, 0 if span == "first" else sequence.shape[dim] - length, length)
+
+
+def _is_marked(frame: Frame) -> bool:
+    return frame.index is not None and frame.index.dtype == torch.bool
 
 
 class FusedProcessor:
@@ -198,7 +217,7 @@ class FusedProcessor:
         **kwargs: Any,
     ) -> Tensor:
         """Attend to the text and to the images; the signature is the stock processor's."""
-        is_odd = attention_mask is not None or args or kwargs or not _is_usual(attn)
+        is_odd = attention_mask is not None or args or kwargs or hidden_states.ndim != 3 or not _is_usual(attn)
         if encoder_hidden_states is None or is_odd or not self.tap.frame.is_live:
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
         query = split_heads(attn.to_q(hidden_states), attn.heads)
@@ -206,7 +225,7 @@ class FusedProcessor:
         text = self.text_cache.get(attn, encoder_hidden_states, self.tap.frame.run)
         keys, values = (split_heads(x, attn.heads) for x in text)
         attended = functional.scaled_dot_product_attention(query, keys, values)
-        image = self.tap.image(query)
+        image = self.tap.image(query, own=attended)
         if image is not None:
             attended = attended + image if torch.is_grad_enabled() else attended.add_(image)
         return attn.to_out[1](attn.to_out[0](merge_heads(attended).to(query.dtype)))

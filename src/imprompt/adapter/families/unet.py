@@ -1,12 +1,13 @@
-"""`UNet2DConditionModel`: Stable Diffusion 1, 2 and XL, Kolors, and every other of its kind."""
+"""UNets: Stable Diffusion 1, 2 and XL, Kolors, and those beside them for pictures and videos."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from imprompt.adapter.families.base import Family, whole_latent
-from imprompt.adapter.sites import Site
+from imprompt.adapter.families.base import Family, table_row, whole_latent
+from imprompt.adapter.sites import Place, Site, find_places
 from imprompt.core.errors import HostMismatch
 
 # Published checkpoints number the attentions of a UNet in the order in which its blocks were registered,
@@ -93,6 +94,41 @@ def _family(name: str, title: str, matches: Callable[[nn.Module], bool] | None, 
     )
 
 
+def _at(*attentions: str) -> tuple[Place, ...]:
+    return tuple(Place(attention=attention, block=4) for attention in attentions)
+
+
+# Motion modules and temporal attentions have an `attn2` too, in which a pixel attends to itself in other frames.
+IN_FRAMES = _at(
+    "down_blocks.{}.attentions.{}.transformer_blocks.{}.attn2",
+    "up_blocks.{}.attentions.{}.transformer_blocks.{}.attn2",
+    "mid_block.attentions.{}.transformer_blocks.{}.attn2",
+)
+# The ControlNet inside is a control, and not what is controlled.
+IN_BASE = _at(
+    "down_blocks.{}.base_attentions.{}.transformer_blocks.{}.attn2",
+    "up_blocks.{}.attentions.{}.transformer_blocks.{}.attn2",
+    "mid_block.base_midblock.attentions.{}.transformer_blocks.{}.attn2",
+)
+CASCADE = _at("down_blocks.{}.{}.attention", "up_blocks.{}.{}.attention")
+AMUSED = (
+    Place(attention="down_block.attention_blocks.{}.attn2", block=3),
+    Place(attention="transformer_layers.{}.attn2"),
+    Place(attention="up_block.attention_blocks.{}.attn2", block=3),
+)
+
+
+def find_kandinsky3(host: nn.Module) -> tuple[Site, ...]:
+    """The first attention of a level is to the picture itself, the others are to the text."""
+    places = _at("down_blocks.{}.attentions.{}.attention", "up_blocks.{}.attentions.{}.attention")
+    sites = (site for site in find_places(host, places) if ".attentions.0." not in site.name)
+    return tuple(replace(site, index=index) for index, site in enumerate(sites))
+
+
+def _beside(name: str, title: str, hosts: tuple[str, ...], *places: Place, **options: Any) -> Family:
+    return table_row(name, title, hosts, *places, **{"latents": "sample", "grid": whole_latent, **options})
+
+
 FAMILIES = (
     _family("sd1", "Stable Diffusion 1.x", has_shape(768, 16)),
     _family("sd2", "Stable Diffusion 2.x", has_shape(1024, 16)),
@@ -105,4 +141,31 @@ FAMILIES = (
         host_tokens=through_text_projection,
     ),
     _family("unet", "a UNet of its own shape", None),
+    _beside(
+        "unet-video",
+        "AnimateDiff, ModelScope and I2VGen-XL",
+        ("UNetMotionModel", "UNet3DConditionModel", "I2VGenXLUNet"),
+        *IN_FRAMES,
+    ),
+    _beside("svd", "Stable Video Diffusion", ("UNetSpatioTemporalConditionModel",), *IN_FRAMES),
+    _beside("controlnet-xs", "a UNet with its ControlNet-XS", ("UNetControlNetXSModel",), *IN_BASE),
+    _beside("dreamlite", "DreamLite", ("DreamLiteUNetModel",), *IN_FRAMES),
+    Family(
+        name="kandinsky3",
+        title="Kandinsky 3",
+        hosts=("Kandinsky3UNet",),
+        sites=find_kandinsky3,
+        latents="sample",
+        grid=whole_latent,
+        has_free_tokens=True,
+    ),
+    _beside(
+        "stable-cascade",
+        "Stable Cascade",
+        ("StableCascadeUNet",),
+        *CASCADE,
+        timestep="timestep_ratio",
+        guidance="cfg-reversed",
+    ),
+    _beside("amused", "aMUSEd", ("UVit2DModel",), *AMUSED, latents="input_ids", timestep=None),
 )

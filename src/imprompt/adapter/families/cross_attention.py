@@ -1,0 +1,44 @@
+"""Image transformers whose text reaches the picture through a cross-attention of its own, as in a UNet."""
+
+from typing import Any
+
+from imprompt.adapter.families.base import Family, table_row
+from imprompt.adapter.families.calls import channels_last, from_noise, patched_size, scaled, thousandths_of_all
+from imprompt.adapter.sites import Place
+
+BLOCKS = Place(attention="transformer_blocks.{}.attn2")
+HUNYUAN = Place(attention="blocks.{}.attn2", layout="heads_first")
+LUMINA_NEXT = Place(attention="layers.{}.attn2")
+KANDINSKY = Place(
+    attention="visual_transformer_blocks.{}.cross_attention", query=("query_norm",), sink="out_layer", keys="to_key"
+)
+# PRX has no module for its queries alone; text is among the keys that they attend to.
+PRX = Place(attention="blocks.{}.attention", query=("norm_q",), layout="heads_first")
+
+
+def _row(name: str, title: str, hosts: tuple[str, ...], place: Place, **options: Any) -> Family:
+    return table_row(name, title, hosts, place, **{"grid": patched_size, **options})
+
+
+FAMILIES = (
+    _row("pixart", "PixArt-alpha and -Sigma", ("PixArtTransformer2DModel",), BLOCKS),
+    _row("sana", "SANA", ("SanaTransformer2DModel",), BLOCKS, clock=scaled),
+    _row("hunyuan-dit", "Hunyuan-DiT", ("HunyuanDiT2DModel",), HUNYUAN),
+    _row(
+        "lumina-next",
+        "Lumina-Next",
+        ("LuminaNextDiT2DModel",),
+        LUMINA_NEXT,
+        clock=from_noise,
+        guidance="cfg-reversed",
+    ),
+    _row(
+        "kandinsky5",
+        "Kandinsky 5",
+        ("Kandinsky5Transformer3DModel",),
+        KANDINSKY,
+        grid=channels_last,
+        guidance="separate",
+    ),
+    _row("prx", "PRX", ("PRXTransformer2DModel",), PRX, clock=thousandths_of_all),
+)
