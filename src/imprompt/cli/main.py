@@ -22,6 +22,8 @@ COMMANDS = {
     "demo": "Draw a contact sheet of what image prompts do, on the embedded model.",
     "generate": "Make pictures from a text, image prompts, or both.",
     "inspect": "Tell what an adapter file is, and what it fits.",
+    "convert": "Write an adapter in another layout, verified.",
+    "doctor": "Check the installation, and whether an adapter, a base and an encoder belong together.",
     "emoji": "Build, train and measure the embedded model.",
 }
 

@@ -1,0 +1,90 @@
+"""`imprompt convert`: from one layout into another, and nothing is replaced by what differs."""
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from imprompt.adapter.checkpoint import convert as converting
+from imprompt.adapter.checkpoint import load_adapter, save_adapter, writing
+from imprompt.cli import convert as command
+from tests import tiny
+
+
+@pytest.fixture
+def source(tmp_path):
+    return save_adapter(tiny.adapter(tiny.unet(), official=True), tmp_path / "source.safetensors")
+
+
+def test_the_targets_are_those_that_can_be_written():
+    assert set(command.TARGETS) == set(writing.TARGETS)
+
+
+@pytest.mark.parametrize("target", ["native", "official", "comfy"])
+def test_into_every_layout_of_this_adapter(source, tmp_path, run, target):
+    code, out, err = run("convert", source, tmp_path / "new.safetensors", "--to", target)
+    assert code == 0, err
+    assert out.strip() == str(tmp_path / "new.safetensors")
+    before, after = load_adapter(source), load_adapter(tmp_path / "new.safetensors")
+    assert before.spec == after.spec
+    assert all(torch.equal(value, after.state_dict()[key]) for key, value in before.state_dict().items())
+    assert ("note: ComfyUI's unified loader" in err) == (target == "comfy")
+
+
+def test_into_a_pickle(source, tmp_path, run):
+    code, _, err = run("convert", source, tmp_path / "new.bin", "--to", "official")
+    assert code == 0, err
+    content = torch.load(tmp_path / "new.bin", weights_only=True)
+    assert set(content) == {"image_proj", "ip_adapter"}
+
+
+def test_into_a_folder_under_its_own_name(source, tmp_path, run):
+    code, out, _ = run("convert", source, tmp_path / "folder")
+    assert code == 0 and out.strip() == str(tmp_path / "folder" / "tiny-linear.safetensors")
+
+
+def test_number_formats(source, tmp_path, run):
+    run("convert", source, tmp_path / "half.safetensors", "--dtype", "fp16")
+    assert {value.dtype for value in load_file(tmp_path / "half.safetensors").values()} == {torch.float16}
+    run("convert", tmp_path / "half.safetensors", tmp_path / "kept.safetensors")
+    assert {value.dtype for value in load_file(tmp_path / "kept.safetensors").values()} == {torch.float16}
+
+
+def test_what_differs_replaces_nothing(source, tmp_path, run, monkeypatch):
+    target = tmp_path / "new.safetensors"
+    target.write_bytes(b"old")
+    arrange = writing.arrange
+
+    def lossy(tensors: Any, *arguments: Any) -> Any:
+        return {key: value * 0 if "to_v_ip" in key else value for key, value in arrange(tensors, *arguments).items()}
+
+    monkeypatch.setattr("imprompt.adapter.checkpoint.arrange", lossy)
+    code, out, err = run("convert", source, target)
+    assert code == 1 and out == "" and "came back with other numbers" in err
+    assert target.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.safetensors", "source.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["new.txt"], "ends in .safetensors"),
+        (["new.bin"], "cannot save an adapter as"),
+        (["new.safetensors", "--to", "diffusers"], "a UNet of its own shape"),
+        (["new.safetensors", "--part", "content"], "holds one adapter"),
+        (["new.safetensors", "--variant", "ip-adapter_sd15"], "ip-adapter_sd15"),
+    ],
+)
+def test_refusals(source, tmp_path, run, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("convert", source, *arguments)
+    if "--variant" in arguments:  # the spec in the file is the better witness
+        assert code == 0
+    else:
+        assert code == 1 and out == "" and words in err and err.count("\n") == 1
+
+
+def test_the_published_name_is_what_comfyui_wants():
+    adapter = tiny.adapter(tiny.unet())
+    assert converting.name_for(adapter) == "tiny-linear.safetensors"
