@@ -126,28 +126,26 @@ def behind_real_text(arguments: Arguments, host: Any) -> Tensor:
 
 
 def behind_gist(arguments: Arguments, host: Any) -> Tensor:
-    """The picture behind Fibo 2.0's summary of the text; before it, where the rows' summaries differ in length."""
-    from diffusers.models.transformers.transformer_bria_fibo2 import compute_gist_count
-
+    """The picture behind Fibo 2.0's gist of the text; before it, where the rows' gists differ in length."""
     latents, text, mask = (
         arguments.get(name) for name in ("hidden_states", "encoder_hidden_states", "encoder_attention_mask")
     )
     assert latents is not None
     assert text is not None
-    config = host.config
     # The host waits for the same numbers.
     lengths = [text.shape[2]] * len(text) if mask is None else mask.sum(dim=1).tolist()
-    counts = compute_gist_count(
-        lengths,
-        min_gist=config.min_num_gist_tokens,
-        max_gist=config.max_num_gist_tokens,
-        gist_step=config.gist_step,
-        min_text_len=config.gist_min_text_len,
-        max_text_len=config.gist_max_text_len,
-    )
+    gists = {gist_length(int(length), host.config) for length in lengths}
     size, _ = patched_size(latents, arguments, host)
     assert size is not None
-    return _run_of(latents, max(counts) if min(counts) == max(counts) else 0, math.prod(size))
+    return _run_of(latents, gists.pop() if len(gists) == 1 else 0, math.prod(size))
+
+
+def gist_length(length: int, config: Any) -> int:
+    """Tokens of the gist of a text, as diffusers' `compute_gist_count` has them."""
+    span = config.gist_max_text_len - config.gist_min_text_len
+    ratio = min(1.0, max(0.0, (length - config.gist_min_text_len) / span))
+    fewest, most, step = config.min_num_gist_tokens, config.max_num_gist_tokens, config.gist_step
+    return max(fewest, min(most, math.ceil((fewest + ratio * (most - fewest)) / step) * step))
 
 
 def behind_history(arguments: Arguments, host: Any) -> Tensor:
