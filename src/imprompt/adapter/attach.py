@@ -20,7 +20,7 @@ from imprompt.adapter.conditioning import Branch, Conditioning
 from imprompt.adapter.families import HostCall
 from imprompt.adapter.fit import check_fit, common_family, pipe_and_host, sites_of
 from imprompt.adapter.guidance import LAYOUTS, CallCounter, bank_rows, layout_of
-from imprompt.adapter.lora import LoraHooks
+from imprompt.adapter.lora import Loras
 from imprompt.adapter.taps import Frame, FusedProcessor, SiteTap, is_stock
 from imprompt.core.errors import ConditioningError
 
@@ -63,7 +63,7 @@ class Attachment:
             raise ConditioningError(f"unknown guidance {guidance!r}; expected one of {', '.join(LAYOUTS)}")
         self.offload = offload
         self.guidance = guidance if guidance is not None or self.pipe is not None else "none"
-        self.lora_scale = lora_scale
+        self._loras = Loras(lora_scale)
         self._frame = Frame()
         self._calls = CallCounter()
         self._parameters = tuple(inspect.signature(self.host.forward).parameters)
@@ -88,6 +88,7 @@ class Attachment:
         self._bound, self._banks, self._frame.branches = None, (), ()
         for tap in self._taps:
             tap.forget()
+        self._loras.choose(conditioning)
         if conditioning is not None:
             self._banks = tuple(self._bank(branch) for branch in conditioning.branches)
 
@@ -98,7 +99,7 @@ class Attachment:
         self._attached = False
         for hook in self._hooks:
             hook.remove()
-        for tap in (*self._taps, *self._loras):
+        for tap in (*self._taps, self._loras):
             tap.remove()
         for tap, fused in zip(self._taps, self._fused, strict=True):
             if fused is not None and tap.attention.processor is fused:
@@ -122,7 +123,9 @@ class Attachment:
         return f"{type(self).__name__}({names} on {type(self.host).__name__}, {len(self.sites)} sites, {state})"
 
     def _install(self, fuse: bool) -> None:
-        self._loras = self._install_loras()  # before the taps, which read what the changed layers give
+        if self.family.lora_names is not None:  # before the taps, which read what the changed layers give
+            names, dtype = self.family.lora_names(self.host), _floating_dtype(self.host)
+            self._loras.install(self.host, names, self.adapters, device=self.device, dtype=dtype)
         self._taps = [SiteTap(site, position, self.host, self._frame) for position, site in enumerate(self.sites)]
         self._fused = [
             FusedProcessor(tap, tap.attention.processor) if fuse and is_stock(tap.attention) else None
@@ -138,16 +141,6 @@ class Attachment:
         ]
         self._attached = True
         self._forget_compiled()
-
-    def _install_loras(self) -> list[LoraHooks]:
-        changing = [adapter for adapter in self.adapters if adapter.spec.lora is not None]
-        if not changing:
-            return []
-        assert self.family.lora_names is not None  # `check_fit` saw to it
-        names = self.family.lora_names(self.host)
-        for adapter in changing:
-            adapter.to(self.device)
-        return [LoraHooks(self.host, names, adapter.ip_adapter, self.lora_scale) for adapter in changing]
 
     def _forget_compiled(self) -> None:
         # A graph that was compiled before the hooks changed does not look at hooks again, and a host cannot tell who
@@ -202,11 +195,10 @@ class Attachment:
     def _after(self, *_: Any) -> None:
         if torch.compiler.is_compiling():
             self._frame.branches = ()  # else the graph would return them
+            self._loras.rest()
 
     def _refresh_taps(self) -> None:
-        stale = [lora for lora in self._loras if not lora.is_current]
-        for lora in stale:
-            lora.install()
+        stale = self._loras.refresh()
         for tap in self._taps:
             if stale or not tap.is_current:
                 tap.remove()
@@ -216,6 +208,7 @@ class Attachment:
         if not self._banks:
             return ()
         rows = self.bank_rows(call.batch, call.part)
+        self._loras.act(rows, call.device)
         # Rows that were picked without gradients serve no call that wants some.
         key = (rows, call.device, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
         is_timed = any(bank.is_timed for bank in self._banks)
@@ -234,6 +227,7 @@ class Attachment:
             return ()
         timestep = torch.as_tensor(call.timestep, device=call.device)
         rows, scales = torch.ops.imprompt.rows_and_scales(timestep, self._handle, call.batch, call.part or "")
+        self._loras.act(rows, call.device)
         bound = tuple(
             bank.bind(rows, None if bank.schedule is None else scales[number].to(call.dtype), call.raw_timestep)
             for number, bank in enumerate(self._banks)
@@ -294,11 +288,13 @@ def attach(
     Args:
         target: a diffusers pipeline, or its denoiser.
         adapters: what to attach.
-        offload: move the adapters' weights off the device whenever they have done their work in `set`.
+        offload: move the adapters' weights off the device whenever they have done their work in `set`. The LoRA of a
+            FaceID adapter works at every step and stays.
         fuse: put a faster processor with the same output in place of diffusers' stock one.
         guidance: the layout of a batch, one of `guidance.LAYOUTS`; by default the pipeline tells. A bare denoiser has
             positive rows alone unless this says otherwise.
-        lora_scale: how strongly the changes act that some adapters make to the host's own attentions (FaceID).
+        lora_scale: how strongly the changes act that some adapters make to the host's own attentions (FaceID), in rows
+            that follow an image of theirs.
 
     Raises:
         HostMismatch: the adapter was made for another host, or the adapters for different ones.
