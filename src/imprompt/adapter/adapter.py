@@ -11,7 +11,7 @@ from imprompt.adapter.families import Family, family_named, family_of
 from imprompt.adapter.key_values import build_key_values
 from imprompt.adapter.lora import add_lora
 from imprompt.adapter.projectors import build_projector
-from imprompt.adapter.sites import submodule
+from imprompt.adapter.sites import Site, submodule
 from imprompt.adapter.spec import (
     AdapterSpec,
     FacePlusSpec,
@@ -149,7 +149,7 @@ def new_adapter(
 
     Args:
         host: the denoiser that it will be attached to.
-        projector: shape of the projector; its `width` is that of the tokens.
+        projector: shape of the projector; its `width` is that of the tokens, best what `token_width` says of the host.
         features: what the image encoder delivers.
         null_image: how "no image" is expressed.
         name: the variant's name.
@@ -176,17 +176,41 @@ def new_adapter(
     adapter = Adapter(spec)
     if isinstance(spec.key_values, LinearKVSpec):
         for site, made in zip(sites, adapter.sites, strict=True):
-            _copy_text_projection(made, host, site.text_keys)
+            _copy_text_projection(made, host, site)
     return adapter
 
 
+def token_width(host: nn.Module, family: str | None = None) -> int:
+    """Width of the tokens that a host's own attentions take: the projector's `width` with which keys and values start
+    from the text's.
+
+    Raises:
+        HostMismatch: the host is of no family that imprompt knows.
+    """
+    host = getattr(host, "_orig_mod", host)
+    return (family_of(host) if family is None else family_named(family)).sites(host)[0].key_width
+
+
 @torch.no_grad()
-def _copy_text_projection(made: Any, host: nn.Module, text_keys: str) -> None:
-    parent, _, name = text_keys.rpartition(".")
-    for layer, fresh in ((name, made.to_k_ip), (name.replace("k", "v"), made.to_v_ip)):
-        text: Any = submodule(host, f"{parent}.{layer}")
-        if text is not None and text.weight.shape == fresh.weight.shape:
-            fresh.weight.copy_(text.weight)
+def _copy_text_projection(made: Any, host: nn.Module, site: Site) -> None:
+    parent, _, keys = site.text_keys.rpartition(".")
+    values = keys.replace("key", "value") if "key" in keys else keys.replace("k", "v")
+    names = (keys, values) if site.fused_at is None else (keys, keys)
+    for number, (name, fresh) in enumerate(zip(names, (made.to_k_ip, made.to_v_ip), strict=True)):
+        text: Any = submodule(host, f"{parent}.{name}")
+        if text is not None and text.weight.shape[1] == fresh.weight.shape[1]:
+            fresh.weight.copy_(_weight_for(site, text.weight, number))
+
+
+def _weight_for(site: Site, weight: Tensor, number: int) -> Tensor:
+    """What makes the text's keys (0) or values (1), for every head of the queries.
+
+    A layer may make queries, keys and values at once; and each of its heads may serve several neighbours.
+    """
+    if site.fused_at is not None:
+        weight = weight[(site.fused_at + number) * site.query_width :][: site.query_width]
+    heads = weight.unflatten(0, (-1, site.query_width // site.num_heads))
+    return heads.repeat_interleave(site.num_heads // len(heads), dim=0).flatten(0, 1)
 
 
 def _add_lora(parts: nn.ModuleDict, spec: AdapterSpec) -> None:

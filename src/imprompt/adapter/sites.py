@@ -30,6 +30,7 @@ class Site:
         key_width: width of the tokens that it attends to.
         num_heads: number of heads.
         text_keys: path of the layer that makes the host's own keys of such tokens; values have their name with a v.
+        fused_at: which part of that layer's output the keys are, where it makes more than them; values are the next.
         reads: paths of the layers whose outputs are read, the query's first; none to read what `sink` is given.
         layout: how those outputs are laid out.
         sink: path of the layer at which the image branch is added: to its input, or with `after` to its output.
@@ -57,6 +58,7 @@ class Site:
     sink_span: Span = "all"
     start: int = 0
     is_overwritten: bool = False
+    fused_at: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ class Place:
         heads: names under which the attention may keep its number of heads.
         keys: path of the layer whose input has the width of the tokens attended to, inside the attention.
         block: how many parts of an attention's path name its block.
-        after, item, query_span, sink_span, start, is_overwritten: as in `Site`.
+        after, item, query_span, sink_span, start, is_overwritten, fused_at: as in `Site`.
     """
 
     attention: str
@@ -93,6 +95,7 @@ class Place:
     sink_span: Span = "all"
     start: int = 0
     is_overwritten: bool = False
+    fused_at: int | None = None
 
 
 def submodule(host: nn.Module, path: str) -> Any:
@@ -158,6 +161,7 @@ def _site(host: nn.Module, path: str, attention: Any, place: Place, index: int) 
         sink_span=place.sink_span,
         start=place.start,
         is_overwritten=place.is_overwritten,
+        fused_at=place.fused_at,
     )
 
 

@@ -123,7 +123,7 @@ class SiteTap:
 
     def _own(self, hidden: Tensor) -> Tensor:
         """The host's own part of what reaches the sink, as the image's is laid out."""
-        own = _cut(hidden, self.site.sink_span, self.frame)
+        own = _cut(hidden if hidden.ndim == 3 else hidden[None], self.site.sink_span, self.frame)
         return split_heads(own.narrow(-1, self.site.start, self.site.query_width), self.site.num_heads)
 
     def _heads(self, read: Tensor) -> Tensor:

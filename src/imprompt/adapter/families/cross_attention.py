@@ -13,7 +13,7 @@ KANDINSKY = Place(
     attention="visual_transformer_blocks.{}.cross_attention", query=("query_norm",), sink="out_layer", keys="to_key"
 )
 # PRX has no module for its queries alone; text is among the keys that they attend to.
-PRX = Place(attention="blocks.{}.attention", query=("norm_q",), layout="heads_first")
+PRX = Place(attention="blocks.{}.attention", query=("norm_q",), keys="txt_kv_proj", fused_at=0, layout="heads_first")
 
 
 def _row(name: str, title: str, hosts: tuple[str, ...], place: Place, **options: Any) -> Family:

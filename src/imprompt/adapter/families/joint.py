@@ -15,6 +15,8 @@ FLUX2_SINGLE = Place(
     attention="single_transformer_blocks.{}.attn",
     query=("norm_q",),
     sink="to_out",
+    keys="to_qkv_mlp_proj",
+    fused_at=1,
     query_span="last",
     sink_span="last",
 )
@@ -38,6 +40,8 @@ JOY = Place(
     attention="double_blocks.{}.attn",
     query=("img_attn_q_norm",),
     sink="img_attn_proj",
+    keys="txt_attn_qkv",
+    fused_at=1,
     query_span="first",
     sink_span="first",
 )

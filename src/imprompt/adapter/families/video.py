@@ -33,7 +33,7 @@ COSMOS3 = Place(
     query_span="indexed",
     sink_span="indexed",
 )
-SANA_WM = Place(attention="blocks.{}.cross_attn", query=("q_norm",), sink="proj", keys="kv_linear")
+SANA_WM = Place(attention="blocks.{}.cross_attn", query=("q_norm",), sink="proj", keys="kv_linear", fused_at=0)
 KANDINSKY6 = Place(
     attention="visual_transformer_blocks.{}.video_dec_block.cross_attention",
     query=("query_norm",),
