@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from imprompt.adapter.adapter import Adapter
 from imprompt.adapter.bank import Bank, BoundBranch, TimedBank, build_bank, place_regions
-from imprompt.adapter.clock import progress_bins, run_timesteps
+from imprompt.adapter.clock import noise_bins, num_levels, progress_bins, run_timesteps, told_timestep
 from imprompt.adapter.conditioning import Branch, Conditioning
 from imprompt.adapter.families import HostCall
 from imprompt.adapter.fit import check_fit, common_family, pipe_and_host, sites_of
 from imprompt.adapter.guidance import LAYOUTS, CallCounter, bank_rows, layout_of
 from imprompt.adapter.lora import Loras
+from imprompt.adapter.strengths import look_up
 from imprompt.adapter.taps import Frame, FusedProcessor, SiteTap, is_stock
 from imprompt.core.errors import ConditioningError
 
@@ -217,10 +218,21 @@ class Attachment:
             self._bound = (key, tuple(bank.bind(index, None, call.raw_timestep) for bank in self._banks))
         bound = self._bound[1]
         if any(bank.schedule is not None for bank in self._banks):
-            scales = self.scales_at(torch.as_tensor(call.timestep), rows)
-            for branch, bank, scale in zip(bound, self._banks, scales, strict=True):
-                branch.schedule = None if bank.schedule is None else scale.to(call.device)
+            scales = self.scales_at(torch.as_tensor(call.timestep), rows).to(call.device)
+            self._strengthen(bound, scales)
         return bound
+
+    def _strengthen(self, bound: tuple[BoundBranch, ...], scales: Tensor) -> None:
+        """Give every branch its scales of `scales_at`."""
+        keyed = iter(scales[len(bound) :])
+        for branch, bank, scale in zip(bound, self._banks, scales, strict=False):
+            branch.schedule = None if bank.schedule is None else scale
+            branch.key_schedule = None if bank.strengths.keys is None else next(keyed)
+
+    @property
+    def _num_scales(self) -> int:
+        """How many tables `scales_at` reads: one a branch, and one more where keys are scaled."""
+        return len(self._banks) + sum(bank.strengths.keys is not None for bank in self._banks)
 
     def _bind_compiled(self, call: HostCall) -> tuple[BoundBranch, ...]:
         if not self._banks:
@@ -228,10 +240,8 @@ class Attachment:
         timestep = torch.as_tensor(call.timestep, device=call.device)
         rows, scales = torch.ops.imprompt.rows_and_scales(timestep, self._handle, call.batch, call.part or "")
         self._loras.act(rows, call.device)
-        bound = tuple(
-            bank.bind(rows, None if bank.schedule is None else scales[number].to(call.dtype), call.raw_timestep)
-            for number, bank in enumerate(self._banks)
-        )
+        bound = tuple(bank.bind(rows, None, call.raw_timestep) for bank in self._banks)
+        self._strengthen(bound, scales.to(call.dtype))
         if self._has_to_measure(call):
             placed = torch.ops.imprompt.placed_regions(call.positions, rows, self._handle, call.num_queries)
             for number, branch in enumerate(bound):
@@ -258,19 +268,24 @@ class Attachment:
         return bank_rows(layout, rows=self._banks[0].rows, batch=batch)
 
     def scales_at(self, timestep: Tensor, rows: tuple[int, ...]) -> Tensor:
-        """Scale of every branch, site and row of the host's batch at a timestep: [branches, sites, batch]."""
-        is_constant = all(bank.schedule is None or bank.schedule.shape[0] == 1 for bank in self._banks)
-        bins = timestep.new_zeros(1).long() if is_constant else progress_bins(run_timesteps(self.pipe), timestep)
-        index = torch.tensor(rows, device=bins.device)
-        return torch.stack([self._scale(bank, bins, index) for bank in self._banks])
+        """Scale of every branch, site and row of the host's batch at a timestep: [branches, sites, batch].
 
-    def _scale(self, bank: Bank | TimedBank, bins: Tensor, index: Tensor) -> Tensor:
-        if bank.schedule is None:
-            return torch.ones(len(self.sites), len(index), device=index.device)
-        table = bank.schedule.to(bins.device)
-        table = table[bins if len(table) > 1 else bins[:1] * 0][..., index % bank.rows]
-        scale = table[0] if len(table) == 1 else table.diagonal(dim1=0, dim2=2)
-        return scale if bank.null_scale == 1.0 else scale * torch.where(index < bank.rows, 1.0, bank.null_scale)
+        Behind those of the branches stand the scales of keys, of the branches that have some.
+        """
+        timestep = told_timestep(timestep, self.pipe)
+        has_steps = any(bank.strengths.has_steps for bank in self._banks)
+        step = progress_bins(run_timesteps(self.pipe), timestep) if has_steps else None
+        level = noise_bins(timestep if step is None else timestep.to(step.device), num_levels(self.pipe))
+        index = torch.tensor(rows, device=level.device)
+        tables = [(bank, bank.schedule) for bank in self._banks]
+        tables += [(bank, bank.strengths.keys) for bank in self._banks if bank.strengths.keys is not None]
+        none = torch.ones(len(self.sites), len(index), device=index.device)
+        return torch.stack(
+            [
+                none if table is None else look_up(table.to(index.device), bank.strengths.bins(step, level), index)
+                for bank, table in tables
+            ]
+        )
 
 
 def attach(
@@ -314,7 +329,7 @@ def rows_and_scales(timestep: Tensor, handle: int, batch: int, part: str) -> tup
     rows = attachment.bank_rows(batch, part or None)
     index = torch.tensor(rows, device=timestep.device)
     if all(bank.schedule is None for bank in attachment._banks):
-        return index, timestep.new_zeros((len(attachment._banks), len(attachment.sites), batch), dtype=torch.float32)
+        return index, timestep.new_zeros((attachment._num_scales, len(attachment.sites), batch), dtype=torch.float32)
     return index, attachment.scales_at(timestep, rows).to(timestep.device, torch.float32).contiguous()
 
 
@@ -322,7 +337,7 @@ def rows_and_scales(timestep: Tensor, handle: int, batch: int, part: str) -> tup
 def _(timestep: Tensor, handle: int, batch: int, part: str) -> tuple[Tensor, Tensor]:
     attachment = _live[handle]
     attachment._refresh_taps()  # at tracing, and so before the sites are traced: a LoRA may have come since
-    shape = (len(attachment._banks), len(attachment.sites), batch)
+    shape = (attachment._num_scales, len(attachment.sites), batch)
     return timestep.new_empty((batch,), dtype=torch.int64), timestep.new_empty(shape, dtype=torch.float32)
 
 

@@ -34,6 +34,20 @@ def image_attention(
     return attended if weight is None else attended * weight
 
 
+def matched_length(
+    attended: Float[Tensor, "batch heads length head"],
+    own: Float[Tensor, "batch heads length head"],
+    amount: Float[Tensor, "batch 1 1 1"],
+) -> Float[Tensor, "batch heads length head"]:
+    """An image's part of an attention, brought to the length of the host's own part at every query.
+
+    `attended * (|own| / |attended|) ** amount`, lengths over all heads: 0 leaves it as it is, 1 makes them equal.
+    """
+    lengths = (x.float().square().sum(dim=(1, 3), keepdim=True).clamp(min=1e-12) for x in (own, attended))
+    own_length, length = lengths
+    return attended * ((own_length / length) ** (amount.float() / 2)).to(attended.dtype)
+
+
 def level_size(size: tuple[int, int], num_queries: int) -> tuple[int, int] | None:
     """Height and width of the feature map that has `num_queries` cells, given the latent's height and width.
 

@@ -9,9 +9,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from imprompt.adapter.adapter import Adapter
-from imprompt.adapter.attention import frames_of, image_attention, level_size, region_weight, split_heads
+from imprompt.adapter.attention import (
+    frames_of,
+    image_attention,
+    level_size,
+    matched_length,
+    region_weight,
+    split_heads,
+)
 from imprompt.adapter.conditioning import Branch
 from imprompt.adapter.sites import Site
+from imprompt.adapter.strengths import Strengths, bank_strengths, on_all_sites, site_positions
 from imprompt.core.errors import ConditioningError
 
 # How a site attends, where that is not plain attention: what was read, keys, values, which tokens are real.
@@ -30,14 +38,18 @@ class Bank:
     values: list[Float[Tensor, "bank _heads tokens _head"] | None]
     token_mask: Bool[Tensor, "bank 1 1 tokens"] | None
     region: Float[Tensor, "bank height width"] | None
-    schedule: Float[Tensor, "steps sites rows"] | None
+    strengths: Strengths
     rows: int
     has_null: bool
     attentions: list[Attention | None]
 
     # Whether keys and values are those of one timestep, and must be made again at the next.
     is_timed = False
-    null_scale = 1.0  # it is in the values
+
+    @property
+    def schedule(self) -> Tensor | None:
+        """Scales that are looked up at every step; None where they are in the values."""
+        return self.strengths.scale
 
     def bind(
         self, index: Int[Tensor, " batch"], schedule: Float[Tensor, "sites batch"] | None, timestep: Any = None
@@ -50,6 +62,7 @@ class Bank:
             region=_rows(self.region, index),
             schedule=schedule,
             attentions=self.attentions,
+            match=_rows(self.strengths.match, index),
         )
 
 
@@ -63,13 +76,18 @@ class TimedBank:
     features: Float[Tensor, "bank tokens feature"]
     token_mask: Bool[Tensor, "bank 1 1 tokens"] | None
     region: Float[Tensor, "bank height width"] | None
-    schedule: Float[Tensor, "steps sites rows"]
+    strengths: Strengths
+    gain: Float[Tensor, "bank 1 tokens 1"] | None
     rows: int
     has_null: bool
     dtype: torch.dtype
-    null_scale: float
 
     is_timed = True
+
+    @property
+    def schedule(self) -> Tensor | None:
+        """Scales that are looked up at every step."""
+        return self.strengths.scale
 
     def bind(
         self, index: Int[Tensor, " batch"], schedule: Float[Tensor, "sites batch"] | None, timestep: Any = None
@@ -77,13 +95,15 @@ class TimedBank:
         """The rows of the denoiser's batch, with keys and values of this timestep."""
         features = self.features.to(index.device).index_select(0, index)
         times = torch.as_tensor(timestep, device=index.device).reshape(-1).expand(len(index))
+        gain = _rows(self.gain, index)
         keys: list[Tensor | None] = [None] * len(self.sites)
         values = list(keys)
         attentions: list[Attention | None] = [None] * len(self.sites)
         made = self.adapter.timed_keys_values(features, times, _rows(self.token_mask, index))
         for position, pair, part in zip(self.positions, made, self.adapter.sites, strict=True):
             heads = self.sites[position].num_heads
-            keys[position], values[position] = (split_heads(x.to(self.dtype), heads) for x in pair)
+            keys[position], value = (split_heads(x.to(self.dtype), heads) for x in pair)
+            values[position] = value if gain is None else value * gain
             attentions[position] = part.attend
         return BoundBranch(
             keys=keys,
@@ -92,6 +112,7 @@ class TimedBank:
             region=_rows(self.region, index),
             schedule=schedule,
             attentions=attentions,
+            match=_rows(self.strengths.match, index),
         )
 
 
@@ -110,6 +131,8 @@ class BoundBranch:
     region: Float[Tensor, "batch height width"] | None
     schedule: Float[Tensor, "sites batch"] | None
     attentions: list[Attention | None]
+    match: Float[Tensor, " batch"] | None = None
+    key_schedule: Float[Tensor, "sites batch"] | None = None
     placed: Float[Tensor, "batch 1 tokens 1"] | None = None
     _region_weights: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)
 
@@ -119,6 +142,7 @@ class BoundBranch:
         position: int,
         size: tuple[int, int] | None,
         num_tokens: int | None = None,
+        own: Float[Tensor, "batch heads length head"] | None = None,
     ) -> Float[Tensor, "batch heads length head"] | None:
         """This branch's output at one site; None where its adapter has no part.
 
@@ -127,6 +151,7 @@ class BoundBranch:
             position: which site, in the order of `Attachment.sites`.
             size: height and width of what regions are placed on.
             num_tokens: how many of the queries are the picture's, where others may stand before them.
+            own: what the host itself attends to here, whose length the image's part may be brought to.
         """
         keys, values, attention = self.keys[position], self.values[position], self.attentions[position]
         if keys is None or values is None:
@@ -134,11 +159,18 @@ class BoundBranch:
         query = reads[0]
         frames = query.shape[0] // keys.shape[0]  # more than one where a host folds its frames into the batch
         weight = _per_frame(self._weight(query, position, size, num_tokens), frames)
+        if self.key_schedule is not None:
+            keys = keys * self.key_schedule[position].view(-1, 1, 1, 1).to(keys)
         keys, values = (_per_frame(x.to(query.dtype), frames) for x in (keys, values))
         token_mask = _per_frame(self.token_mask, frames)
-        if attention is None:
+        if attention is None and self.match is None:
             return image_attention(query, keys, values, token_mask=token_mask, weight=weight)
-        attended = attention(reads, keys, values, token_mask)
+        if attention is None:
+            attended = image_attention(query, keys, values, token_mask=token_mask)
+        else:
+            attended = attention(reads, keys, values, token_mask)
+        if self.match is not None and own is not None:
+            attended = matched_length(attended, own, _per_frame(self.match.view(-1, 1, 1, 1), frames))
         return attended if weight is None else attended * weight
 
     def _weight(
@@ -231,7 +263,9 @@ def build_bank(
     region = None if branch.region is None else branch.region.to(device, dtype).repeat(copies, 1, 1)
     tokens = branch.tokens if branch.null_tokens is None else torch.cat([branch.tokens, branch.null_tokens])
     token_mask = _bank_token_mask(branch, copies, device)
-    positions, scale = _positions(adapter, sites), _full_scale(branch, adapter, sites).to(device, dtype)
+    positions = site_positions(adapter.spec.site_indices, sites)
+    constant, strengths = bank_strengths(branch, adapter.spec, sites)
+    strengths, gain = strengths.to(device, dtype), _bank_gain(branch, copies, device, dtype)
     if adapter.spec.is_timed:
         return TimedBank(
             adapter=adapter,
@@ -240,51 +274,48 @@ def build_bank(
             features=tokens.to(device),
             token_mask=token_mask,
             region=region,
-            schedule=scale,
+            strengths=strengths,
+            gain=gain,
             rows=branch.rows,
             has_null=has_null,
             dtype=dtype,
-            null_scale=branch.null_scale,
         )
     tokens = tokens if host_tokens is None else host_tokens(tokens)
     keys: list[Tensor | None] = [None] * len(sites)
     values = list(keys)
     attentions: list[Attention | None] = [None] * len(sites)
+    swap = None if branch.swap is None else on_all_sites(branch.swap[None], adapter.spec, sites)[0].to(device)
     for position, (key, value), part in zip(positions, adapter.keys_values(tokens), adapter.sites, strict=True):
         num_heads = getattr(part, "num_heads", sites[position].num_heads)
-        value = split_heads(value.to(device, dtype), num_heads)
-        if not branch.is_scheduled:
-            value = value * scale[0, position].repeat(copies).view(-1, 1, 1, 1)
-        if has_null and branch.null_scale != 1.0:
-            factor = torch.tensor([1.0, branch.null_scale]).repeat_interleave(branch.rows)
-            value = value * factor.to(value).view(-1, 1, 1, 1)
-        keys[position] = split_heads(key.to(device, dtype), num_heads)
-        values[position], attentions[position] = value, getattr(part, "attend", None)
+        key, value = (split_heads(x.to(device, dtype), num_heads) for x in (key, value))
+        if swap is not None:
+            key, value = (_swapped(x, swap[position]) for x in (key, value))
+        if constant.scale is not None:
+            value = value * constant.scale[0, position].to(value).view(-1, 1, 1, 1)
+        if constant.keys is not None:
+            key = key * constant.keys[0, position].to(key).view(-1, 1, 1, 1)
+        keys[position], values[position] = key, value if gain is None else value * gain
+        attentions[position] = getattr(part, "attend", None)
     return Bank(
         keys=keys,
         values=values,
         token_mask=token_mask,
         region=region,
-        schedule=scale if branch.is_scheduled else None,
+        strengths=strengths,
         rows=branch.rows,
         has_null=has_null,
         attentions=attentions,
     )
 
 
-def _positions(adapter: Adapter, sites: Sequence[Site]) -> list[int]:
-    """Which of the host's sites the adapter's parts belong to."""
-    places = {site.index: position for position, site in enumerate(sites)}
-    return [places[index] for index in adapter.spec.site_indices]
+def _swapped(stored: Float[Tensor, "bank heads tokens head"], swap: Bool[Tensor, " rows"]) -> Tensor:
+    """Keys or values whose negative rows are the positive ones where the swap says so."""
+    positive, negative = stored.chunk(2)
+    return torch.cat([positive, torch.where(swap.view(-1, 1, 1, 1), positive, negative)])
 
 
-def _full_scale(branch: Branch, adapter: Adapter, sites: Sequence[Site]) -> Tensor:
-    """Scales for all of the host's sites, of a table for those of the adapter."""
-    if branch.scale.shape[1] == len(sites):
-        return branch.scale
-    scale = branch.scale.new_zeros(branch.scale.shape[0], len(sites), branch.scale.shape[2])
-    scale[:, _positions(adapter, sites)] = branch.scale
-    return scale
+def _bank_gain(branch: Branch, copies: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    return None if branch.gain is None else branch.gain.to(device, dtype).repeat(copies, 1)[:, None, :, None]
 
 
 def _bank_token_mask(branch: Branch, copies: int, device: torch.device) -> Tensor | None:

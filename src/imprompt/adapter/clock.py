@@ -30,12 +30,43 @@ def run_timesteps(pipe: Any) -> Tensor:
     return timesteps[begin : begin + count]
 
 
+def num_levels(pipe: Any) -> int:
+    """How many noise levels a pipeline's denoiser was trained on."""
+    config = getattr(getattr(pipe, "scheduler", None), "config", None)
+    return getattr(config, "num_train_timesteps", None) or 1000
+
+
+def noise_bins(timestep: Tensor, levels: int) -> Int[Tensor, " n"]:
+    """For one timestep, or one a row, the position in a scale table that goes by noise level: 1 - timestep / levels."""
+    progress = 1.0 - timestep.reshape(-1).float() / levels
+    return torch.round(progress * (NUM_PROGRESS - 1)).long().clamp(0, NUM_PROGRESS - 1)
+
+
 def _first_step(pipe: Any, length: int, count: int) -> int:
     told = getattr(pipe.scheduler, "begin_index", None)  # schedulers that keep one are told it by image-to-image
     if told is not None:
         return told
     ends_early = getattr(pipe, "denoising_end", None) and not getattr(pipe, "denoising_start", None)
     return 0 if ends_early else length - count
+
+
+def told_timestep(timestep: Tensor, pipe: Any) -> Tensor:
+    """The timestep of a call; where the call does not tell it, that of the step which the pipeline's scheduler counts.
+
+    Raises:
+        ConditioningError: nothing tells.
+    """
+    if timestep.numel():
+        return timestep
+    scheduler = getattr(pipe, "scheduler", None)
+    timesteps = getattr(scheduler, "timesteps", None)
+    if timesteps is None or not hasattr(scheduler, "step_index"):
+        raise ConditioningError(
+            "a prompt with start or end needs to know the step, which this denoiser's calls do not tell; attach to a "
+            "pipeline whose scheduler counts its steps, or leave start and end out"
+        )
+    step = scheduler.step_index if scheduler.step_index is not None else (scheduler.begin_index or 0)
+    return timesteps[step : step + 1]
 
 
 def progress_bins(timesteps: Float[Tensor, " steps"] | Int[Tensor, " steps"], timestep: Tensor) -> Int[Tensor, " n"]:

@@ -24,7 +24,15 @@ class Branch:
         region: where in the picture it acts, 0..1; None for everywhere.
         token_mask: which tokens are real, where rows have different numbers of them; None if all are.
         adapter: position of the adapter it belongs to among those attached.
-        null_scale: factor on the strength of the null tokens; 0 where the negative half shall see no image at all.
+        null_scale: strength of the null tokens: a factor on `scale` (0 where the negative half shall see no image at
+            all), or a table of its own in its place.
+        swap: at which sites, in which rows, the negative half reads the image's tokens in place of the null tokens.
+        by_noise: in which rows tables go by the noise level of the training schedule, from pure noise to none, and not
+            by steps; None for none.
+        key_scale: factor on the keys, laid out as `scale`; None for 1.
+        gain: factor on the values of single tokens; None for 1.
+        match: how far, from 0 to 1, the image's part of a site's output is brought to the length of the host's own part
+            before `scale`; None for not at all.
     """
 
     tokens: Float[Tensor, "rows tokens token_width"]
@@ -33,7 +41,12 @@ class Branch:
     region: Float[Tensor, "rows height width"] | None = None
     token_mask: Bool[Tensor, "rows tokens"] | None = None
     adapter: int = 0
-    null_scale: float = 1.0
+    null_scale: float | Float[Tensor, "steps sites rows"] = 1.0
+    swap: Bool[Tensor, "sites rows"] | None = None
+    by_noise: Bool[Tensor, " rows"] | None = None
+    key_scale: Float[Tensor, "steps sites rows"] | None = None
+    gain: Float[Tensor, "rows tokens"] | None = None
+    match: Float[Tensor, " rows"] | None = None
 
     @property
     def rows(self) -> int:
@@ -43,7 +56,8 @@ class Branch:
     @property
     def is_scheduled(self) -> bool:
         """Whether its strength changes during a run."""
-        return self.scale.shape[0] > 1
+        tables = (self.scale, self.null_scale, self.key_scale)
+        return any(isinstance(table, Tensor) and table.shape[0] > 1 for table in tables)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +80,37 @@ class Conditioning:
                     f"branch {number} has tokens for {branch.rows} rows and scales for {branch.scale.shape[-1]}, "
                     f"expected {self.rows} of both"
                 )
-            if branch.scale.shape[0] not in (1, NUM_PROGRESS):
-                raise ConditioningError(
-                    f"branch {number} has {branch.scale.shape[0]} steps of scale, expected 1 or {NUM_PROGRESS}"
-                )
+            _check_tables(number, branch)
             _check_parts(number, branch)
+
+
+def _check_tables(number: int, branch: Branch) -> None:
+    for name in ("scale", "null_scale", "key_scale"):
+        table = getattr(branch, name)
+        if not isinstance(table, Tensor):
+            continue
+        if table.shape[0] not in (1, NUM_PROGRESS):
+            raise ConditioningError(
+                f"branch {number} has {table.shape[0]} steps of {name}, expected 1 or {NUM_PROGRESS}"
+            )
+        if table.shape[1:] != branch.scale.shape[1:]:
+            raise ConditioningError(
+                f"branch {number} has {name} for {tuple(table.shape[1:])} sites and rows, expected "
+                f"{tuple(branch.scale.shape[1:])} as in scale"
+            )
 
 
 def _check_parts(number: int, branch: Branch) -> None:
     rows, num_tokens, _width = branch.tokens.shape
-    wanted = {"null_tokens": tuple(branch.tokens.shape), "token_mask": (rows, num_tokens), "region": (rows,)}
+    wanted = {
+        "null_tokens": tuple(branch.tokens.shape),
+        "token_mask": (rows, num_tokens),
+        "region": (rows,),
+        "swap": tuple(branch.scale.shape[1:]),
+        "by_noise": (rows,),
+        "gain": (rows, num_tokens),
+        "match": (rows,),
+    }
     for name, shape in wanted.items():
         part = getattr(branch, name)
         if part is not None and tuple(part.shape[: len(shape)]) != shape:
@@ -83,7 +118,7 @@ def _check_parts(number: int, branch: Branch) -> None:
                 f"branch {number} has {name} of shape {tuple(part.shape)}, expected {shape}"
                 f"{' and a height and width' if name == 'region' else ''}, to go with its tokens"
             )
-    for name in ("scale", "region"):
+    for name in ("scale", "null_scale", "key_scale", "gain", "match", "region"):
         part = getattr(branch, name)
-        if part is not None and not torch.isfinite(part).all():
+        if isinstance(part, Tensor) and not torch.isfinite(part).all():
             raise ConditioningError(f"branch {number} has a {name} that is not finite; give finite numbers")

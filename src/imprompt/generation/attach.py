@@ -70,7 +70,12 @@ class PipelineAttachment(Attachment):
             return
         rows = _as_rows(prompts, rows)
         with torch.no_grad(), self._present({prompt.adapter for row in rows for prompt in row}):
-            super().set(resolve(rows, self.adapters, self._sources, size=size))
+            super().set(resolve(rows, self.adapters, self._sources, size=size, blocks=self._blocks()))
+
+    def _blocks(self) -> list[list[str]]:
+        """The block of each site of every adapter."""
+        labels = {site.index: site.block for site in self.sites}
+        return [[labels[index] for index in adapter.spec.site_indices] for adapter in self.adapters]
 
     def describe_encoders(self) -> list[dict[str, str]]:
         """Name and fingerprint of the encoders of every adapter that has used or been given some."""

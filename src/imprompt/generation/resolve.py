@@ -12,18 +12,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from imprompt.adapter.adapter import Adapter
-from imprompt.adapter.conditioning import NUM_PROGRESS, Branch, Conditioning
+from imprompt.adapter.conditioning import Branch, Conditioning
 from imprompt.adapter.spec import AdapterSpec, FacePlusSpec
-from imprompt.core.errors import EncoderMismatch, ImageError, PromptError
-from imprompt.core.images import FITS, Fit, load_image, load_mask
+from imprompt.core.errors import EncoderMismatch, PromptError
+from imprompt.core.images import Fit, load_image
+from imprompt.generation.regions import stack_regions
+from imprompt.generation.scales import column_scales
+from imprompt.generation.views import combined, encode_negatives, encode_prompts
+from imprompt.prompts.expand import expand
 from imprompt.prompts.image_prompt import FaceChoice, ImagePrompt
-from imprompt.prompts.schedule import window
-
-# A run's step falls on the nearest bin of the table, so a prompt's edges reach half a bin further; the rest is for
-# rounding. A start of 1/3 in 30 steps is step 10, whose bin is 0.333.
-HALF_BIN = 0.5 / (NUM_PROGRESS - 1) + 1e-9
-
-MASK_TOLERANCE = 0.02  # of the aspect ratio: pipelines round sizes to multiples of 8
 
 BLACK = Image.new("RGB", (64, 64))  # of any size: an encoder makes it its own
 
@@ -66,6 +63,7 @@ def resolve(
     sources: Sequence[FeatureSource],
     *,
     size: tuple[int, int] | None = None,
+    blocks: Sequence[Sequence[str]] | None = None,
 ) -> Conditioning:
     """Turn image prompts into conditioning.
 
@@ -77,20 +75,28 @@ def resolve(
         adapters: the attached adapters, which prompts name by position.
         sources: where the features of each adapter come from.
         size: height and width of the picture to be made, in pixels; masks of another shape are refused then.
+        blocks: for each adapter the block of each of its sites, which prompts may weigh apart; if None, every site is
+            known by its number in checkpoints.
 
     Raises:
-        PromptError: no rows, or a prompt names an adapter that is not there.
+        PromptError: no rows, a prompt names an adapter or blocks that are not there, or asks of an adapter what it
+            cannot do.
         EncoderMismatch: features of another width or layer than the adapter reads.
         ImageError: a picture or a mask cannot be used.
     """
     if not rows:
         raise PromptError("no rows of image prompts; give one list of prompts for every text prompt (it may be empty)")
+    rows = [[part for prompt in row for part in expand(prompt, size)] for row in rows]
     columns = _columns(rows, len(adapters))
-    branches = tuple(
-        _branch(column, adapters[number], sources[number], number=number, size=size)
-        for (number, _), column in columns.items()
-    )
-    return Conditioning(branches=branches, rows=len(rows))
+    branches: list[Branch] = []
+    for (number, _), column in columns.items():
+        spec = adapters[number].spec
+        labels = [str(index) for index in spec.site_indices] if blocks is None else blocks[number]
+        null_scale = 0.0 if spec.null_image == "none" else 1.0
+        scales = column_scales(column, labels, spec.site_widths, null_scale=null_scale)
+        tokens = _column_tokens(column, adapters[number], sources[number])
+        branches.append(Branch(**tokens, **scales, region=stack_regions(column, size), adapter=number))
+    return Conditioning(branches=tuple(branches), rows=len(rows))
 
 
 def _columns(rows: Sequence[Row], num_adapters: int) -> dict[tuple[int, int], list[ImagePrompt | None]]:
@@ -109,33 +115,42 @@ def _columns(rows: Sequence[Row], num_adapters: int) -> dict[tuple[int, int], li
     return columns
 
 
-def _branch(
-    column: Sequence[ImagePrompt | None],
-    adapter: Adapter,
-    source: FeatureSource,
-    *,
-    number: int,
-    size: tuple[int, int] | None,
-) -> Branch:
+def _column_tokens(
+    column: Sequence[ImagePrompt | None], adapter: Adapter, source: FeatureSource
+) -> dict[str, Tensor | None]:
+    """Everything about tokens that a branch holds, by the names of its fields."""
     check_face_options(column, adapter.spec)
-    read = zip(column, column_features(column, adapter, source), column_crops(column, adapter, source), strict=True)
+    for prompt in column:
+        check_origin(prompt, adapter.spec, source)
+    read = zip(
+        column,
+        column_features(column, adapter, source),
+        column_crops(column, adapter, source),
+        encode_negatives(column, source.features),
+        strict=True,
+    )
     pairs = [
         None
         if prompt is None or features is None
-        else image_tokens(features, adapter, source, crop=crop, structure=prompt.structure)
-        for prompt, features, crop in read
+        else image_tokens(
+            combined(prompt, features),
+            adapter,
+            source,
+            crop=None if crop is None else combined(prompt, crop),
+            structure=prompt.structure,
+            negative=None if negative is None else _as_many(combined(prompt, negative), features),
+        )
+        for prompt, features, crop, negative in read
     ]
     tokens, token_mask = pad_tokens([None if pair is None else pair[0] for pair in pairs])
     null_tokens, _ = pad_tokens([None if pair is None else pair[1] for pair in pairs])
-    return Branch(
-        tokens=tokens,
-        null_tokens=null_tokens,
-        scale=scale_table(column, num_sites=len(adapter.spec.site_indices)),
-        region=stack_regions(column, size),
-        token_mask=token_mask,
-        adapter=number,
-        null_scale=0.0 if adapter.spec.null_image == "none" else 1.0,
-    )
+    gain = token_gain(column, [0 if pair is None else len(pair[0]) for pair in pairs])
+    return {
+        "tokens": tokens,
+        "null_tokens": null_tokens,
+        "token_mask": token_mask,
+        "gain": None if gain is None else gain.to(tokens.device),
+    }
 
 
 def column_features(
@@ -151,16 +166,8 @@ def column_features(
             if prompt is not None and prompt.images:
                 features[row] = source.choosing(prompt.face).features(_pictures(prompt), "crop")
         return features
-    for fit in FITS:
-        shown = {
-            row: prompt.images for row, prompt in enumerate(column) if prompt and prompt.images and prompt.fit == fit
-        }
-        pictures = [load_image(picture) for images in shown.values() for picture in images]
-        if pictures:
-            parts = source.features(pictures, fit).split([len(images) for images in shown.values()])
-            for row, part in zip(shown, parts, strict=True):
-                features[row] = part
-    return features
+    encoded = encode_prompts(column, source.features)
+    return [given if made is None else made for given, made in zip(features, encoded, strict=True)]
 
 
 def column_crops(
@@ -189,6 +196,34 @@ def _pictures(prompt: ImagePrompt) -> list[Image.Image]:
     return pictures
 
 
+def check_origin(prompt: ImagePrompt | None, spec: AdapterSpec, source: FeatureSource) -> None:
+    """Refuse features that are known to come from elsewhere than the adapter reads.
+
+    Raises:
+        EncoderMismatch: another layer, or another encoder.
+    """
+    origin = None if prompt is None else prompt.origin
+    if origin is None:
+        return
+    wanted, encoders = spec.features, getattr(source, "encoders", ())
+    if (origin.layer, origin.index) != (wanted.layer, wanted.index):
+        raise EncoderMismatch(
+            f"the saved features are {origin.layer} of layer {origin.index}, {spec.name!r} reads {wanted.layer} of "
+            f"layer {wanted.index}; save the prompt again with this adapter attached"
+        )
+    known = [encoder.spec for encoder in encoders]
+    if known and origin.fingerprint not in [encoder.fingerprint for encoder in known]:
+        raise EncoderMismatch(
+            f"the saved features were made by {origin.encoder} ({origin.fingerprint[:12]}), {spec.name!r} is attached "
+            f"with {known[0].name} ({known[0].fingerprint[:12]}); save the prompt again with this one"
+        )
+
+
+def _as_many(negative: Tensor, features: Tensor) -> Tensor:
+    """One negative for each picture, where there is one for all."""
+    return negative.expand(len(features), *negative.shape[1:]) if len(negative) == 1 else negative
+
+
 def check_face_options(column: Sequence[ImagePrompt | None], spec: AdapterSpec) -> None:
     """Refuse what only adapters of faces understand, where the adapter is none.
 
@@ -205,6 +240,8 @@ def check_face_options(column: Sequence[ImagePrompt | None], spec: AdapterSpec) 
             )
         if prompt.face is not None and spec.features.layer != "face_embeds":
             raise PromptError(f"face={prompt.face!r:.40} chooses a face, and {spec.name!r} reads whole pictures")
+        if prompt.negative is not None and spec.features.layer == "face_embeds":
+            raise PromptError(f"{spec.name!r} reads faces, and its negative half has none; leave negative out")
         if (prompt.crop_features is not None) != (prompt.features is not None and spec.face_crop is not None):
             wanted = "no crop_features" if spec.face_crop is None else "crop_features beside them"
             raise PromptError(f"the features of a prompt for {spec.name!r} have {wanted}; give what its encoders made")
@@ -217,11 +254,12 @@ def image_tokens(
     *,
     crop: Float[Tensor, "images crop_length crop_feature"] | None = None,
     structure: float = 1.0,
+    negative: Float[Tensor, "images *length feature"] | None = None,
 ) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens width"]]:
-    """The tokens of all pictures of a prompt one after another, and as many that stand for no picture."""
+    """The tokens of all pictures of a prompt one after another, and as many of the negative, or that stand for none."""
     tokens = adapter.project(features, crop=crop, structure=structure)
     null = adapter.project(
-        _null_features(features, adapter, source),
+        _null_features(features, adapter, source) if negative is None else negative,
         crop=None if crop is None else _null_crop(crop, adapter, source),
         structure=structure,
     )
@@ -257,6 +295,23 @@ def _null_crop(crop: Tensor, adapter: Adapter, source: FeatureSource) -> Tensor:
     return torch.zeros_like(crop[:1])
 
 
+def token_gain(column: Sequence[ImagePrompt | None], lengths: Sequence[int]) -> Float[Tensor, "rows tokens"] | None:
+    """Factors on the values of single tokens: each picture's weight on its own; None if no prompt weighs its pictures.
+
+    Args:
+        column: the prompt of every row.
+        lengths: how many tokens each has.
+    """
+    weighed = [prompt.image_weights if prompt is not None and prompt.combine == "concat" else None for prompt in column]
+    if not any(weighed):
+        return None
+    gain = torch.ones(len(column), max(lengths))
+    for row, (weights, length) in enumerate(zip(weighed, lengths, strict=True)):
+        if weights:
+            gain[row, :length] = torch.tensor(list(weights)).repeat_interleave(length // len(weights))
+    return gain
+
+
 def pad_tokens(
     rows: Sequence[Float[Tensor, "_ width"] | None],
 ) -> tuple[Float[Tensor, "rows tokens width"], Bool[Tensor, "rows tokens"] | None]:
@@ -273,51 +328,3 @@ def pad_tokens(
         return torch.stack(padded), None
     lengths = torch.tensor([0 if row is None else len(row) for row in rows], device=present[0].device)
     return torch.stack(padded), torch.arange(longest, device=lengths.device) < lengths[:, None]
-
-
-def scale_table(column: Sequence[ImagePrompt | None], *, num_sites: int) -> Float[Tensor, "steps sites rows"]:
-    """Strength of every row at every site: one step if no prompt has a beginning or an end, else one a bin."""
-    weights = torch.tensor([0.0 if prompt is None else prompt.weight for prompt in column])
-    if all(prompt is None or (prompt.start, prompt.end) == (0.0, 1.0) for prompt in column):
-        return weights.expand(1, num_sites, -1)
-    windows = torch.stack([_window_bins(prompt) for prompt in column], dim=-1)
-    return (windows * weights)[:, None].expand(-1, num_sites, -1)
-
-
-def _window_bins(prompt: ImagePrompt | None) -> Float[Tensor, " steps"]:
-    if prompt is None:
-        return torch.zeros(NUM_PROGRESS)
-    progress = (number / (NUM_PROGRESS - 1) + HALF_BIN for number in range(NUM_PROGRESS))
-    return torch.tensor([float(window(prompt.start, prompt.end, value)) for value in progress])
-
-
-def stack_regions(
-    column: Sequence[ImagePrompt | None], size: tuple[int, int] | None = None
-) -> Float[Tensor, "rows height width"] | None:
-    """The masks of every row at one size, ones where a row has none; None if no row has one.
-
-    Raises:
-        ImageError: a mask has another shape than the picture.
-    """
-    masks = [None if prompt is None or prompt.mask is None else load_mask(prompt.mask) for prompt in column]
-    sizes = {(mask.shape[0], mask.shape[1]) for mask in masks if mask is not None}
-    if not sizes:
-        return None
-    for height, width in sizes:
-        _check_mask(height, width, size)
-    target = (max(height for height, _ in sizes), max(width for _, width in sizes))
-    return torch.stack([_resize_mask(mask, target) for mask in masks])
-
-
-def _check_mask(height: int, width: int, size: tuple[int, int] | None) -> None:
-    if size is not None and abs(width / height * size[0] / size[1] - 1) > MASK_TOLERANCE:
-        raise ImageError(
-            f"a mask has {width} x {height} pixels, the picture {size[1]} x {size[0]}; give one of the picture's shape"
-        )
-
-
-def _resize_mask(mask: Tensor | None, target: tuple[int, int]) -> Tensor:
-    """A mask enlarged by repeating pixels, so that its mean over any region stays what it was."""
-    if mask is None:
-        return torch.ones(target)
-    return functional.interpolate(mask[None, None], target, mode="nearest-exact")[0, 0]

@@ -5,19 +5,48 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from imprompt.core.errors import PromptError
-from imprompt.core.images import FITS, Fit, ImageSource
+from imprompt.core.images import Fit, ImageSource
+from imprompt.prompts.blocks import BlockWeights, check_blocks
+from imprompt.prompts.embeds import Combine, check_combine
+from imprompt.prompts.masks import Box, Mask, Polygon
+from imprompt.prompts.noise import Noise
+from imprompt.prompts.schedule import UNITS, Curve, Unit, check_curve
 
+Framing: TypeAlias = Fit | Literal["tile"]
 FaceChoice: TypeAlias = Literal["largest"] | int | Tensor
+AttentionMode: TypeAlias = Literal["values", "keys and values", "channel penalty", "norm matched"]
+
+FRAMINGS: tuple[Framing, ...] = ("crop", "pad", "stretch", "tile")
+ATTENTIONS: tuple[AttentionMode, ...] = get_args(AttentionMode)
+MAX_DETAIL = 8
 
 _SOURCES = (str, Path, Image.Image, Tensor, np.ndarray)
+_MASKS = (*_SOURCES, Box, Polygon)
 _WANTED = "a path, a PIL image, a tensor or an array"
+
+
+@dataclass(frozen=True)
+class FeatureOrigin:
+    """What made the features of a prompt, so that no adapter of another encoder reads them.
+
+    Attributes:
+        encoder: the encoder's name.
+        fingerprint: hash of its weights and preprocessing.
+        layer: which of its outputs.
+        index: which hidden state, if one.
+    """
+
+    encoder: str
+    fingerprint: str
+    layer: str
+    index: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,17 +56,38 @@ class ImagePrompt:
     Nothing is opened here: pictures are read when the prompt is resolved.
 
     Attributes:
-        image: A picture, or several that are shown to the adapter together (their tokens share one softmax): a path, a
-            PIL image, a tensor `[3, height, width]` or an array `[height, width, 3]`. None where `features` are given.
+        image: A picture, or several: a path, a PIL image, a tensor `[3, height, width]` or an array
+            `[height, width, 3]`. None where `features` are given.
         features: What the adapter's encoder made of pictures: `[width]` or `[pictures, width]` for pooled features,
             `[length, width]` or `[pictures, length, width]` for a hidden layer. None where `image` is given.
         weight: How strongly it acts: 0 not at all, 1 as trained, above 1 exaggerated, below 0 pushed away from.
-        mask: Where it acts: white everywhere the picture's words count, black elsewhere; everywhere if None.
-        start: When it begins to act, as a fraction of the steps.
+        mask: Where it acts: white everywhere the picture's words count, black elsewhere; everywhere if None. A picture,
+            an array, a `Box` or a `Polygon`; a list gives every picture its own, and attention of its own.
+        start: When it begins to act, in `unit`.
         end: When it ceases to act; 1 includes the last step.
-        fit: What becomes of a picture that is not square: `"crop"` keeps the centre, `"pad"` adds white, `"stretch"`
-            distorts.
+        fit: What becomes of a picture that is not square: `"crop"` keeps a square around `focus`, `"pad"` adds white,
+            `"stretch"` distorts, `"tile"` shows several squares, each acting in its own part of the new picture.
         adapter: Which of the attached adapters it speaks to, counted from 0.
+        blocks: How strongly in each block: a preset of `blocks.PRESETS`, `"3:1.0, 6:0.8"`, a list with a factor for
+            each block, or a mapping from numbers, names or patterns, or as diffusers nests them; alike in all if None.
+        second_weight: The weight of what a preset handles apart, as layout beside style; that of `weight` if None.
+        unit: What `start` and `end` are fractions of: `"steps"`, or `"noise"`, the training schedule's levels of it.
+        curve: A factor on the weight from start to end: a name of `schedule.CURVES`, a list (entry i for step i where
+            it has as many as there are steps), or a function of the position from 0 to 1.
+        combine: What becomes of several pictures: `"concat"` shows them all, their tokens sharing one softmax;
+            `"average"`, `"normalised average"`, `"add"` and `"subtract"` (the others from the first) make one of them.
+        image_weights: How strongly each picture acts beside the others.
+        negative: What the negative half of guidance sees in place of no picture: another picture, or `Noise`, which is
+            made of the reference.
+        feather: How soft the mask's edges become, as a fraction of its shorter side.
+        focus: The point `(x, y)` that a crop keeps in its middle, in fractions of the picture.
+        detail: Number of crops a side that are looked at beside the whole, for details that the encoder's small square
+            loses; 1 for none.
+        detail_weight: How much of the features they make up, from 0 to 1.
+        attention: What the weight multiplies: `"values"`, as published; `"keys and values"`, so that it also sharpens;
+            `"channel penalty"`, the same, and less in narrow blocks; `"norm matched"` brings the image's part to the
+            length of the text's first.
+        origin: What made `features`, where it is known; another encoder's are refused.
         face: Whose face, for adapters of faces: `"largest"`, a number counted from 0 at the left, or an embedding that
             it is to be like; as the face encoder says if None.
         crop_features: Beside `features`, for FaceID-Plus: what its image encoder made of the aligned faces,
@@ -52,11 +102,24 @@ class ImagePrompt:
     _: KW_ONLY
     features: Tensor | None = None
     weight: float = 1.0
-    mask: ImageSource | None = None
+    mask: Mask | Sequence[Mask] | None = None
     start: float = 0.0
     end: float = 1.0
-    fit: Fit = "crop"
+    fit: Framing = "crop"
     adapter: int = 0
+    blocks: BlockWeights | None = None
+    second_weight: float | None = None
+    unit: Unit = "steps"
+    curve: Curve = "constant"
+    combine: Combine = "concat"
+    image_weights: Sequence[float] | None = None
+    negative: ImageSource | Noise | None = None
+    feather: float = 0.0
+    focus: tuple[float, float] = (0.5, 0.5)
+    detail: int = 1
+    detail_weight: float = 0.5
+    attention: AttentionMode = "values"
+    origin: FeatureOrigin | None = None
     face: FaceChoice | None = None
     crop_features: Tensor | None = None
     structure: float = 1.0
@@ -67,18 +130,11 @@ class ImagePrompt:
             raise PromptError(f"An image prompt needs either image or features; got {given}.")
         self._check_images()
         self._check_features()
-        _check_number("weight", self.weight)
-        _check_number("start", self.start)
-        _check_number("end", self.end)
-        if not 0.0 <= self.start < self.end <= 1.0:
-            raise PromptError(
-                f"start and end must satisfy 0 <= start < end <= 1 (fractions of the steps); "
-                f"got start={self.start!r}, end={self.end!r}."
-            )
-        if self.mask is not None and not isinstance(cast(Any, self.mask), _SOURCES):
-            raise PromptError(f"mask must be {_WANTED}; got {_kind(self.mask)}.")
-        if self.fit not in FITS:
-            raise PromptError(f"fit must be one of {', '.join(map(repr, FITS))}; got {self.fit!r}.")
+        self._check_strength()
+        self._check_window()
+        self._check_masks()
+        self._check_framing()
+        self._check_several()
         self._check_face()
         if not _is_index(self.adapter):
             raise PromptError(f"adapter must be an attached adapter's number, counted from 0; got {self.adapter!r}.")
@@ -91,6 +147,20 @@ class ImagePrompt:
         if isinstance(self.image, _SOURCES):
             return (self.image,)
         return tuple(self.image)
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        """Every mask; none if it acts everywhere."""
+        if self.mask is None:
+            return ()
+        if isinstance(self.mask, _MASKS):
+            return (self.mask,)
+        return tuple(self.mask)
+
+    @property
+    def has_mask_each(self) -> bool:
+        """Whether every picture has a mask of its own."""
+        return self.mask is not None and not isinstance(self.mask, _MASKS)
 
     def _check_images(self) -> None:
         image: Any = self.image
@@ -118,6 +188,77 @@ class ImagePrompt:
         if not bool(features.isfinite().all()):
             raise PromptError("features hold NaN or infinite values; encode the picture again.")
 
+    def _check_strength(self) -> None:
+        _check_number("weight", self.weight)
+        if self.second_weight is not None:
+            _check_number("second_weight", self.second_weight)
+        if self.blocks is not None:
+            check_blocks(self.blocks)
+        if self.attention not in ATTENTIONS:
+            raise PromptError(f"attention must be one of {', '.join(map(repr, ATTENTIONS))}; got {self.attention!r}.")
+
+    def _check_window(self) -> None:
+        _check_number("start", self.start)
+        _check_number("end", self.end)
+        if self.unit not in UNITS:
+            raise PromptError(f"unit must be one of {', '.join(map(repr, UNITS))}; got {self.unit!r}.")
+        if not 0.0 <= self.start < self.end <= 1.0:
+            raise PromptError(
+                f"start and end must satisfy 0 <= start < end <= 1 (fractions of the {self.unit}); "
+                f"got start={self.start!r}, end={self.end!r}."
+            )
+        check_curve(self.curve)
+
+    def _check_masks(self) -> None:
+        mask: Any = self.mask
+        if mask is not None and not isinstance(mask, (*_MASKS, list, tuple)):
+            raise PromptError(f"mask must be {_WANTED}, a Box or a Polygon; got {_kind(mask)}.")
+        for place, item in enumerate(cast(Sequence[object], self.masks)):
+            if not isinstance(item, _MASKS):
+                raise PromptError(f"mask[{place}] must be {_WANTED}, a Box or a Polygon; got {_kind(item)}.")
+        if self.has_mask_each and self.image is not None and len(self.masks) != len(self.images):
+            raise PromptError(f"{len(self.masks)} masks for {len(self.images)} pictures; give one for each.")
+        _check_between("feather", self.feather, 0.0, 1.0)
+
+    def _check_framing(self) -> None:
+        if self.fit not in FRAMINGS:
+            raise PromptError(f"fit must be one of {', '.join(map(repr, FRAMINGS))}; got {self.fit!r}.")
+        if len(cast(Sequence[Any], self.focus)) != 2:
+            raise PromptError(f"focus must be a point (x, y) in fractions of the picture; got {self.focus!r}.")
+        for value in self.focus:
+            _check_between("focus", value, 0.0, 1.0)
+        if not _is_index(self.detail) or not 1 <= self.detail <= MAX_DETAIL:
+            raise PromptError(f"detail must be a whole number from 1 to {MAX_DETAIL}; got {self.detail!r}.")
+        _check_between("detail_weight", self.detail_weight, 0.0, 1.0)
+        negative: Any = self.negative
+        if negative is not None and not isinstance(negative, (*_SOURCES, Noise)):
+            raise PromptError(f"negative must be {_WANTED}, or Noise; got {_kind(negative)}.")
+        if self.features is not None:
+            for name, is_for_pictures in (
+                ("fit='tile'", self.fit == "tile"),
+                ("detail", self.detail > 1),
+                ("negative=Noise(...)", isinstance(negative, Noise)),
+            ):
+                if is_for_pictures:
+                    raise PromptError(f"{name} needs a picture to work on; this prompt has features.")
+
+    def _check_several(self) -> None:
+        check_combine(self.combine)
+        if self.combine != "concat" and (self.has_mask_each or self.fit == "tile"):
+            what = "masks for each picture" if self.has_mask_each else "fit='tile'"
+            raise PromptError(
+                f"{what} keeps pictures apart, and combine={self.combine!r} makes one of them; choose one."
+            )
+        weights: Any = self.image_weights
+        if weights is None:
+            return
+        if not isinstance(weights, list | tuple):
+            raise PromptError(f"image_weights must be a list with a number for each picture; got {_kind(weights)}.")
+        for place, value in enumerate(cast(Sequence[object], weights)):
+            _check_number(f"image_weights[{place}]", value)
+        if self.image is not None and len(cast(Sequence[object], weights)) != len(self.images):
+            raise PromptError(f"{len(self.image_weights or ())} image_weights for {len(self.images)} pictures.")
+
     def _check_face(self) -> None:
         face: Any = self.face
         if not (face is None or isinstance(face, Tensor) or face == "largest" or _is_index(face)):
@@ -136,6 +277,12 @@ class ImagePrompt:
 def _check_number(field: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise PromptError(f"{field} must be a finite number; got {value!r}.")
+
+
+def _check_between(field: str, value: object, low: float, high: float) -> None:
+    _check_number(field, value)
+    if not low <= cast(float, value) <= high:
+        raise PromptError(f"{field} must lie from {low:g} to {high:g}; got {value!r}.")
 
 
 def _is_index(value: object) -> bool:

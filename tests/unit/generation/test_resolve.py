@@ -7,7 +7,8 @@ from imprompt.adapter.clock import progress_bins
 from imprompt.adapter.conditioning import NUM_PROGRESS
 from imprompt.core.errors import EncoderMismatch, ImageError, PromptError
 from imprompt.core.images import image_hash
-from imprompt.generation.resolve import pad_tokens, resolve, scale_table
+from imprompt.generation.resolve import pad_tokens, resolve
+from imprompt.generation.scales import column_scales
 from imprompt.prompts.image_prompt import ImagePrompt
 from tests import tiny
 
@@ -25,6 +26,10 @@ class Source:
     def null_features(self):
         self.num_null += 1
         return tiny.features(self.adapter, seed=-100)
+
+
+def scales(column, *, num_sites):
+    return column_scales(column, [str(number) for number in range(num_sites)], [1280] * num_sites)["scale"]
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +120,15 @@ def test_rows_of_one_length_need_no_mask():
 
 
 def test_a_whole_run_needs_one_step_of_scale():
-    assert scale_table([prompt(weight=0.5), None], num_sites=3).shape == (1, 3, 2)
-    assert scale_table([prompt(end=0.5), None], num_sites=3).shape == (NUM_PROGRESS, 3, 2)
+    assert scales([prompt(weight=0.5), None], num_sites=3).shape == (1, 3, 2)
+    assert scales([prompt(end=0.5), None], num_sites=3).shape == (NUM_PROGRESS, 3, 2)
 
 
 @pytest.mark.parametrize("num_steps", [3, 4, 7, 16, 20, 30, 50, 99])
 @pytest.mark.parametrize(("start", "end"), [(1 / 3, 1.0), (0.0, 1 / 3), (0.25, 0.75), (0.0625, 2 / 3), (0.5, 0.51)])
 def test_a_window_opens_and_closes_at_the_step_that_it_names(num_steps, start, end):
     timesteps = torch.arange(num_steps).flip(0) * 2
-    table = scale_table([prompt(start=start, end=end)], num_sites=1)
+    table = scales([prompt(start=start, end=end)], num_sites=1)
     acts = [bool(table[progress_bins(timesteps, timestep), 0, 0]) for timestep in timesteps]
     fractions = [step / num_steps for step in range(num_steps)]
     assert acts == [start <= at and (at < end or end == 1) for at in fractions]

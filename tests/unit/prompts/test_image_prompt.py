@@ -65,7 +65,7 @@ def test_it_does_not_change() -> None:
         ({"image": "a.png", "start": 0.5, "end": 0.5}, "start=0.5, end=0.5"),
         ({"image": "a.png", "start": None}, "start must be a finite number; got None"),
         ({"image": "a.png", "mask": 3}, "mask must be a path.*got 3"),
-        ({"image": "a.png", "fit": "zoom"}, "fit must be one of 'crop', 'pad', 'stretch'; got 'zoom'"),
+        ({"image": "a.png", "fit": "zoom"}, "fit must be one of 'crop', 'pad', 'stretch', 'tile'; got 'zoom'"),
         ({"image": "a.png", "adapter": -1}, "adapter must be an attached adapter's number.*got -1"),
         ({"image": "a.png", "adapter": 0.5}, "got 0.5"),
     ],
