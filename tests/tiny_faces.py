@@ -4,6 +4,7 @@ Other programs count on heads of 64, four layers and, for FaceID, a hidden width
 so the text is 128 wide here, and the face embedding 16.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,9 @@ def pipeline(family: str = "sd1", **more: Any) -> Any:
 
 def kolors_pipeline() -> Any:
     """Kolors without its text encoder: prompts come as embeddings."""
-    from diffusers import KolorsPipeline
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its text encoder is scripted, which torch deprecates
+        from diffusers.pipelines.kolors.pipeline_kolors import KolorsPipeline
 
     parts = {"vae": tiny.autoencoder(), "unet": host("kolors"), "scheduler": tiny.scheduler()}
     pipe = KolorsPipeline(**parts, text_encoder=None, tokenizer=None)  # pyright: ignore
