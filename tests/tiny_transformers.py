@@ -41,7 +41,7 @@ from tests import tiny
 
 HEADS, HEAD = 2, 8
 WIDTH = HEADS * HEAD  # of every attention
-POOLED = 10
+POOLED = 24  # as much as both text encoders of Stable Diffusion 3 project to
 TEXT_LENGTH = 5
 CHANNELS = 4
 SIZE = (24, 32)  # of a picture, in pixels, height first: a grid of 6 x 8 tokens
