@@ -215,7 +215,7 @@ class Attachment:
         is_timed = any(bank.is_timed for bank in self._banks)
         if self._bound is None or self._bound[0] != key or is_timed:
             index = torch.tensor(rows, device=call.device)
-            self._bound = (key, tuple(bank.bind(index, None, call.raw_timestep) for bank in self._banks))
+            self._bound = (key, tuple(bank.bind(index, None, call.raw_timestep, rows=rows) for bank in self._banks))
         bound = self._bound[1]
         if any(bank.schedule is not None for bank in self._banks):
             scales = self.scales_at(torch.as_tensor(call.timestep), rows).to(call.device)

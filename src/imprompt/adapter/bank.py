@@ -30,6 +30,9 @@ Attention = Callable[[tuple[Tensor, ...], Tensor, Tensor, Tensor | None], Tensor
 class Bank:
     """One branch at every site: positive rows first, then the negative ones.
 
+    Keys and values alone lie the other way around, negative rows first: as guidance asks for them, so that a call uses
+    them where they lie and they are in memory once.
+
     A constant scale is multiplied into the values once, so it costs nothing at any step and a changed one changes no
     graph. A scheduled scale stays a table. Sites that the adapter does not act on have None.
     """
@@ -52,12 +55,27 @@ class Bank:
         return self.strengths.scale
 
     def bind(
-        self, index: Int[Tensor, " batch"], schedule: Float[Tensor, "sites batch"] | None, timestep: Any = None
+        self,
+        index: Int[Tensor, " batch"],
+        schedule: Float[Tensor, "sites batch"] | None,
+        timestep: Any = None,
+        *,
+        rows: tuple[int, ...] | None = None,
     ) -> "BoundBranch":
-        """The rows of the denoiser's batch, each with its own keys, values, mask and scale."""
+        """The rows of the denoiser's batch, each with its own keys, values, mask and scale.
+
+        Args:
+            index: which row of the bank each row of the batch takes.
+            schedule: strength of every row at each site, where it changes during a run.
+            timestep: of no meaning here.
+            rows: `index` as numbers, where they are known without asking the device.
+        """
+        size, first = (2 * self.rows, self.rows) if self.has_null else (self.rows, 0)
+        span = None if rows is None else _span(tuple((row + first) % size for row in rows))
+        place = (index + first) % size
         return BoundBranch(
-            keys=[_rows(keys, index) for keys in self.keys],
-            values=[_rows(values, index) for values in self.values],
+            keys=[_rows(keys, place, span) for keys in self.keys],
+            values=[_rows(values, place, span) for values in self.values],
             token_mask=_rows(self.token_mask, index),
             region=_rows(self.region, index),
             schedule=schedule,
@@ -90,9 +108,14 @@ class TimedBank:
         return self.strengths.scale
 
     def bind(
-        self, index: Int[Tensor, " batch"], schedule: Float[Tensor, "sites batch"] | None, timestep: Any = None
+        self,
+        index: Int[Tensor, " batch"],
+        schedule: Float[Tensor, "sites batch"] | None,
+        timestep: Any = None,
+        *,
+        rows: tuple[int, ...] | None = None,
     ) -> "BoundBranch":
-        """The rows of the denoiser's batch, with keys and values of this timestep."""
+        """The rows of the denoiser's batch, with keys and values of this timestep; see `Bank.bind`."""
         features = self.features.to(index.device).index_select(0, index)
         times = torch.as_tensor(timestep, device=index.device).reshape(-1).expand(len(index))
         gain = _rows(self.gain, index)
@@ -116,9 +139,21 @@ class TimedBank:
         )
 
 
-def _rows(stored: Tensor | None, index: Int[Tensor, " batch"]) -> Any:
-    """Chosen rows, on the index's device: the pipeline may have moved since the prompts were set."""
-    return None if stored is None else stored.to(index.device).index_select(0, index)
+def _rows(stored: Tensor | None, index: Int[Tensor, " batch"], span: slice | None = None) -> Any:
+    """Chosen rows, on the index's device: the pipeline may have moved since the prompts were set.
+
+    Neighbours are not copied.
+    """
+    if stored is None:
+        return None
+    here = stored.to(index.device)
+    return here.index_select(0, index) if span is None else here[span]
+
+
+def _span(rows: tuple[int, ...]) -> slice | None:
+    """Rows as a slice, where each is the next of the one before it."""
+    span = slice(rows[0], rows[0] + len(rows))
+    return span if rows == tuple(range(span.start, span.stop)) else None
 
 
 @dataclass(kw_only=True)
@@ -236,7 +271,7 @@ def _with_others(weights: Float[Tensor, "batch 1 tokens 1"], num_others: int) ->
 
 def _per_frame(x: Any, frames: int) -> Any:
     """Every row as often as a host has frames, which it keeps together."""
-    return x if x is None or frames == 1 or x.shape[0] == 1 else x.repeat_interleave(frames, dim=0)
+    return x if x is None or frames == 1 else x.repeat_interleave(frames, dim=0)
 
 
 def build_bank(
@@ -294,7 +329,8 @@ def build_bank(
             value = value * constant.scale[0, position].to(value).view(-1, 1, 1, 1)
         if constant.keys is not None:
             key = key * constant.keys[0, position].to(key).view(-1, 1, 1, 1)
-        keys[position], values[position] = key, value if gain is None else value * gain
+        value = value if gain is None else value * gain
+        keys[position], values[position] = (_negative_first(x, copies) for x in (key, value))
         attentions[position] = getattr(part, "attend", None)
     return Bank(
         keys=keys,
@@ -306,6 +342,11 @@ def build_bank(
         has_null=has_null,
         attentions=attentions,
     )
+
+
+def _negative_first(stored: Float[Tensor, "bank heads tokens head"], copies: int) -> Tensor:
+    """Keys or values in the order in which they lie in a bank."""
+    return torch.cat(stored.chunk(copies)[::-1]).contiguous()
 
 
 def _swapped(stored: Float[Tensor, "bank heads tokens head"], swap: Bool[Tensor, " rows"]) -> Tensor:

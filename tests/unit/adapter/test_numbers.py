@@ -194,11 +194,27 @@ def test_bank_holds_positive_rows_then_negative_ones() -> None:
     bank = build_bank(adapter, branch, sites, device=torch.device("cpu"), dtype=torch.float32)
     assert len(bank.keys) == len(sites) and bank.rows == 2 and bank.has_null and bank.schedule is None
     keys, values = adapter.keys_values(torch.cat([branch.tokens, branch.null_tokens]))[5]
-    assert torch.allclose(bank.keys[5], split_heads(keys, 2), atol=1e-6)
     factor = torch.tensor([0.5, 2.0, 0.5, 2.0]).view(-1, 1, 1, 1)
-    assert torch.allclose(bank.values[5], split_heads(values, 2) * factor, atol=1e-6)
-    bound = bank.bind(torch.tensor([2, 0]), None)
-    assert torch.equal(bound.keys[5], bank.keys[5][[2, 0]])
+    bound = bank.bind(torch.arange(4), None)
+    assert torch.allclose(bound.keys[5], split_heads(keys, 2), atol=1e-6)
+    assert torch.allclose(bound.values[5], split_heads(values, 2) * factor, atol=1e-6)
+    for rows in ((2, 0), (2, 3, 0, 1), (0, 1), (3,), (1, 1, 0, 0)):
+        for told in (None, rows):
+            picked = bank.bind(torch.tensor(rows), None, rows=told)
+            assert torch.equal(picked.keys[5], bound.keys[5][list(rows)])
+            assert torch.equal(picked.values[5], bound.values[5][list(rows)])
+
+
+def test_guidance_reads_keys_and_values_where_they_lie() -> None:
+    """Negative rows, then positive ones, or one of both halves: nothing is copied."""
+    host = tiny.unet()
+    adapter = tiny.adapter(host)
+    branch = tiny.branch(adapter, 2)
+    bank = build_bank(adapter, branch, find_sites(host), device=torch.device("cpu"), dtype=torch.float32)
+    start = bank.keys[5].data_ptr()
+    for rows, offset in (((2, 3, 0, 1), 0), ((2, 3), 0), ((0, 1), 2)):
+        picked = bank.bind(torch.tensor(rows), None, rows=rows)
+        assert picked.keys[5].data_ptr() == start + offset * bank.keys[5][0].numel() * 4
 
 
 def test_scale_of_each_site() -> None:
