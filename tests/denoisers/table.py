@@ -89,7 +89,7 @@ class Denoiser:
 
     def build(self, *, seed: int = 0) -> Any:
         """A frozen model in inference mode, every weight of it random; the global generator stays as it is."""
-        with torch.random.fork_rng(devices=[]), self._quiet():
+        with torch.random.fork_rng(devices=[]), self.quiet():
             torch.manual_seed(seed)
             model = self.kind(**self.config).eval().requires_grad_(False)
         _draw_weights(model, torch.Generator().manual_seed(seed))
@@ -101,11 +101,12 @@ class Denoiser:
 
     def call(self, model: Any, inputs: Arguments) -> Tensor:
         """The output of one call, without gradients."""
-        with torch.no_grad(), self._quiet():
+        with torch.no_grad(), self.quiet():
             return self.output(model(**inputs))
 
     @contextmanager
-    def _quiet(self) -> Iterator[None]:
+    def quiet(self) -> Iterator[None]:
+        """Without the warning that the class gives of itself."""
         with warnings.catch_warnings():
             if self.warns is not None:
                 warnings.filterwarnings("ignore", message=self.warns)
