@@ -301,8 +301,10 @@ def test_lora_before_and_after_attaching_are_equal(case: Case) -> None:
 
 
 def test_fused_projections(case: Case) -> None:
-    """FLUX makes all three at once and norms the queries as ever. diffusers' fused processor of SD3 leaves the norms out
-    (`FusedJointAttnProcessor2_0`) and makes none of what is read: without a word the image would have no effect.
+    """FLUX makes all three at once and norms the queries as ever.
+
+    diffusers' fused processor of SD3 (`FusedJointAttnProcessor2_0`) leaves the norms out and makes none of what is
+    read: without a word the image would have no effect.
     """
     family, host, adapter = case
     arguments = transformers.inputs(host, 2)
