@@ -194,7 +194,7 @@ def adapter(
 def features(adapter: Adapter, rows: int = 1, *, seed: int = 0) -> Tensor:
     """What an image encoder would deliver for `rows` pictures."""
     spec = adapter.spec
-    length = () if spec.features.layer == "image_embeds" else (getattr(spec.projector, "num_tokens", 5),)
+    length = (getattr(spec.projector, "num_tokens", 5),) if spec.features.is_sequence else ()
     return rand(rows, *length, spec.features.width, seed=100 + seed)
 
 

@@ -37,8 +37,8 @@ ASPECT = FeatureSpec(layer="hidden_states", index=-2, width=CROP, encoder="tiny 
 
 
 def host(family: str = "sd1", **changes: Any) -> Any:
-    changes = {"cross_attention_dim": TEXT, **changes}
-    return tiny.unet(family, **({"encoder_hid_dim": TEXT_STATES} if family == "kolors" else {}), **changes)
+    kolors = {"encoder_hid_dim": TEXT_STATES} if family == "kolors" else {}
+    return tiny.unet(family, **{"cross_attention_dim": TEXT, **kolors, **changes})
 
 
 def pipeline(family: str = "sd1", **more: Any) -> Any:

@@ -9,23 +9,35 @@ from imprompt.adapter.families import Family, family_named
 from imprompt.adapter.sites import Site
 from imprompt.core.errors import HostMismatch
 
+# Where pipelines keep what they denoise with; `transformer_2` is Wan 2.2's for low noise.
+DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
 
-def pipe_and_host(target: Any) -> tuple[Any, nn.Module]:
+
+def pipe_and_host(target: Any, denoiser: str | None = None) -> tuple[Any, nn.Module]:
     """A pipeline, or None, and its denoiser as it was before anybody compiled it.
+
+    Args:
+        target: a pipeline, or a denoiser.
+        denoiser: the pipeline's attribute, where it has several; by default the first that there is.
 
     Raises:
         HostMismatch: there is none.
     """
-    names = ("unet", "transformer", "prior", "decoder")
-    parts = (getattr(target, name, None) for name in names)
+    parts = (getattr(target, name, None) for name in (DENOISERS if denoiser is None else (denoiser,)))
     host = target if isinstance(target, nn.Module) else next((part for part in parts if part is not None), None)
     if not isinstance(host, nn.Module):
         raise HostMismatch(
             f"{type(target).__name__} has no denoiser to attach to; pass a diffusers pipeline with one of "
-            f"{', '.join(names)}, or the denoiser itself"
+            f"{', '.join(DENOISERS)}, or the denoiser itself"
         )
     pipe = None if isinstance(target, nn.Module) else target
     return pipe, getattr(host, "_orig_mod", host)
+
+
+def second_denoiser(pipe: Any) -> str | None:
+    """The attribute of a pipeline's other denoiser, where a run goes on with that at low noise; None without one."""
+    names = ("transformer", "transformer_2")
+    return names[1] if all(isinstance(getattr(pipe, name, None), nn.Module) for name in names) else None
 
 
 def common_family(adapters: tuple[Adapter, ...]) -> Family:
@@ -66,6 +78,13 @@ def check_fit(adapter: Adapter, sites: tuple[Site, ...], host: nn.Module) -> Non
         raise HostMismatch(
             f"{spec.name!r} changes {len(spec.lora.indices)} attentions of its host, which {type(host).__name__} does "
             "not have. Load the base that the adapter was made for."
+        )
+    width = None if family.host_token_width is None else family.host_token_width(host)
+    if family.host_token_width is not None and width != spec.projector.width:
+        raise HostMismatch(
+            f"{spec.name!r} makes tokens of width {spec.projector.width} for its host's text projection; "
+            f"{type(host).__name__} has {f'one of width {width}' if width else 'none'}. Load the base that the adapter "
+            "was made for."
         )
     wanted = (spec.cross_attention_dim, len(spec.site_widths))
     found = (sites[0].key_width, len(sites))

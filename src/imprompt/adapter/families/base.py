@@ -105,6 +105,7 @@ class Family:
         is_packed: whether a call is a single row, its sequences without an axis for rows.
         has_free_tokens: whether tokens may have another width than the host's text has at its attentions.
         host_tokens: what the host itself does to image tokens before keys and values are made of them.
+        host_token_width: width of the tokens that it does that to; None if a host has no such part.
         lora_names: paths of all attentions by their numbers in checkpoints, for files that change them.
     """
 
@@ -126,6 +127,7 @@ class Family:
     is_packed: bool = False
     has_free_tokens: bool = False
     host_tokens: Callable[[nn.Module, Tensor], Tensor] | None = None
+    host_token_width: Callable[[nn.Module], int | None] | None = None
     lora_names: Callable[[nn.Module], dict[int, str]] | None = None
 
     def fits(self, host: nn.Module) -> bool:

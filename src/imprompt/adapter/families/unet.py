@@ -75,9 +75,19 @@ def has_shape(width: int, num_sites: int) -> Callable[[nn.Module], bool]:
 
 def through_text_projection(host: Any, tokens: Tensor) -> Tensor:
     """Kolors' projection of its text states, which its face adapter's tokens pass too."""
-    projection = host.encoder_hid_proj
+    projection = _text_projection(host)
     weight = next(projection.parameters())
     return projection(tokens.to(weight.device, weight.dtype)).to(tokens.dtype)
+
+
+def text_projection_width(host: nn.Module) -> int | None:
+    """Width of the text states that a host projects; None if it takes them as they are."""
+    return getattr(_text_projection(host), "in_features", None)
+
+
+def _text_projection(host: Any) -> Any:
+    """Kolors' projection of its text; diffusers moves it aside where it has loaded an adapter of its own."""
+    return getattr(host, "text_encoder_hid_proj", None) or getattr(host, "encoder_hid_proj", None)
 
 
 def _family(name: str, title: str, matches: Callable[[nn.Module], bool] | None, **options: Any) -> Family:
@@ -139,6 +149,7 @@ FAMILIES = (
         None,
         is_default=False,
         host_tokens=through_text_projection,
+        host_token_width=text_projection_width,
     ),
     _family("unet", "a UNet of its own shape", None),
     _beside(
