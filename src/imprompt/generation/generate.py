@@ -1,6 +1,5 @@
-"""From a request to a result, with any diffusers pipeline that holds a UNet."""
+"""From a request to a result, with any diffusers pipeline that holds a denoiser."""
 
-import inspect
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from imprompt.generation.provenance import (
 )
 from imprompt.generation.request import Request
 from imprompt.generation.result import Result
+from imprompt.generation.sizes import check_negative, check_sizes, parameters_of, picture_size
 
 # Called after every step with the steps done and the steps of the whole run.
 Progress = Callable[[int, int], None]
@@ -134,7 +134,7 @@ def _prompted(
             f"the adapters are attached to another pipeline ({type(attachment.pipe).__name__}) than the one that "
             f"generates ({type(pipe).__name__}); attach them to this one"
         )
-    attachment.set(rows=rows, size=_picture_size(pipe, requests[0], options))
+    attachment.set(rows=rows, size=picture_size(pipe, requests[0], options))
     try:
         yield
     finally:
@@ -145,7 +145,8 @@ def _sample(
     pipe: Any, request: Request, seeds: Sequence[int], arguments: Mapping[str, Any], progress: Progress | None
 ) -> list[Image.Image]:
     sizes = {name: getattr(request, name) for name in ("height", "width") if getattr(request, name) is not None}
-    _check_sizes(pipe, sizes)
+    check_sizes(pipe, sizes)
+    check_negative(pipe, arguments)
     arguments = {
         "num_inference_steps": request.steps,
         "guidance_scale": request.guidance_scale,
@@ -172,7 +173,7 @@ def _reported(pipe: Any, progress: Progress | None, steps: int) -> Iterator[dict
     own_bar = getattr(pipe, "_progress_bar_config", None)
     pipe.set_progress_bar_config(disable=True)
     try:
-        yield {"callback_on_step_end": report} if "callback_on_step_end" in _parameters(pipe) else {}
+        yield {"callback_on_step_end": report} if "callback_on_step_end" in parameters_of(pipe) else {}
     finally:
         pipe.set_progress_bar_config(**(own_bar or {}))
 
@@ -193,30 +194,6 @@ def _check_shared(rows: Sequence[Request]) -> None:
             raise PromptError(f"the requests of one batch have different {name} ({values}); give all the same")
     if any(row.num_images != 1 for row in rows):
         raise PromptError("a request in a batch asks for several images; repeat the request instead")
-
-
-def _check_sizes(pipe: Any, sizes: Mapping[str, int]) -> None:
-    factor = getattr(pipe, "vae_scale_factor", 8)
-    for name, value in sizes.items():
-        if name not in _parameters(pipe):
-            raise PromptError(f"{type(pipe).__name__} takes its {name} from its picture; leave {name} out")
-        if value % factor:
-            nearest = max(1, round(value / factor)) * factor
-            raise PromptError(f"{name} is {value}; expected a multiple of {factor}, e.g. {nearest}")
-
-
-def _picture_size(pipe: Any, request: Request, options: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Height and width of the picture, None where only the pipeline will know."""
-    if request.height is not None and request.width is not None:
-        return request.height, request.width
-    side = getattr(pipe.unet.config, "sample_size", None)
-    if "image" in options or request.height or request.width or not isinstance(side, int):
-        return None
-    return side * pipe.vae_scale_factor, side * pipe.vae_scale_factor
-
-
-def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(type(pipe).__call__).parameters
 
 
 def _describe(
