@@ -23,6 +23,13 @@ SCHEDULERS: dict[str, str] = {
     "unipc": "UniPCMultistepScheduler",
 }
 
+# Those that can follow flows, which FLUX, Stable Diffusion 3 and most transformers predict in place of noise.
+FLOW_SCHEDULERS: dict[str, str] = {
+    "dpm": "DPMSolverMultistepScheduler",
+    "euler": "FlowMatchEulerDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
 # What the embedded model was measured with.
 EMBEDDED_SETTINGS: dict[str, Any] = {"steps": 20, "guidance_scale": 3.0}
 
@@ -107,10 +114,26 @@ def load_embedded_adapter(name: str = "plus") -> Adapter:
 
 
 def set_scheduler(pipe: Any, name: str) -> None:
-    """Give a pipeline another sampler, on the noise schedule that it was trained with."""
+    """Give a pipeline another sampler, on the noise schedule that it was trained with.
+
+    Raises:
+        PromptError: its denoiser predicts flows, and the sampler knows noise alone.
+    """
     import diffusers
 
-    pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
+    config = pipe.scheduler.config
+    if not ("FlowMatch" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas")):
+        pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(config)
+        return
+    if name not in FLOW_SCHEDULERS:
+        raise PromptError(
+            f"the scheduler {name!r} is not for {type(pipe).__name__}, whose denoiser predicts flows; expected one of "
+            f"{', '.join(FLOW_SCHEDULERS)}"
+        )
+    shift = config.get("shift", config.get("flow_shift", 1.0))
+    flows: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    changes = {"shift": shift} if name == "euler" else flows
+    pipe.scheduler = getattr(diffusers, FLOW_SCHEDULERS[name]).from_config(config, **changes)
 
 
 def default_device() -> torch.device:
