@@ -15,6 +15,7 @@ from imprompt.core.errors import ConditioningError, PromptError
 from imprompt.encoders.base import ImageEncoder
 from imprompt.encoders.cache import FeatureCache
 from imprompt.encoders.face import FaceEncoder
+from imprompt.generation.encoded import encode_prompt
 from imprompt.generation.faces import FaceFeatures, check_face_encoders, face_encoder_of
 from imprompt.generation.features import EncoderFeatures, EncoderSource, cached, find_encoders, load_encoder
 from imprompt.generation.resolve import resolve
@@ -71,6 +72,23 @@ class PipelineAttachment(Attachment):
         rows = _as_rows(prompts, rows)
         with torch.no_grad(), self._present({prompt.adapter for row in rows for prompt in row}):
             super().set(resolve(rows, self.adapters, self._sources, size=size, blocks=self._blocks()))
+
+    def encode(self, prompt: ImagePrompt) -> ImagePrompt:
+        """The same prompt with features in place of its pictures, for arithmetic with them or to save them.
+
+        Several pictures stay several, however they are to be combined.
+
+        Args:
+            prompt: with pictures. Its framing is done here and so is gone from the result.
+
+        Raises:
+            PromptError: it has no pictures, or what becomes of them needs them apart.
+            EncoderMismatch: there is no encoder.
+        """
+        if not 0 <= prompt.adapter < len(self.adapters):
+            raise PromptError(f"an image prompt names adapter {prompt.adapter}, but {len(self.adapters)} attached")
+        with torch.no_grad():
+            return encode_prompt(prompt, self.adapters[prompt.adapter], self._sources[prompt.adapter])
 
     def _blocks(self) -> list[list[str]]:
         """The block of each site of every adapter."""

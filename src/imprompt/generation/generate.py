@@ -4,13 +4,14 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from PIL import Image
 
 from imprompt.core.errors import ConditioningError, PromptError
 from imprompt.generation.attach import PipelineAttachment
+from imprompt.generation.batches import SHARED, gather, share_batches
 from imprompt.generation.provenance import (
     describe_adapter,
     describe_options,
@@ -25,9 +26,8 @@ from imprompt.generation.sizes import check_negative, check_sizes, parameters_of
 # Called after every step with the steps done and the steps of the whole run.
 Progress = Callable[[int, int], None]
 
-SHARED = ("steps", "guidance_scale", "height", "width")  # what the rows of one batch have in common
 
-
+@overload
 def generate(
     pipe: Any,
     attachment: PipelineAttachment | None,
@@ -36,8 +36,27 @@ def generate(
     batch_size: int = 4,
     progress: Progress | None = None,
     **options: Any,
-) -> Result:
-    """Make the pictures of a request.
+) -> Result: ...
+@overload
+def generate(
+    pipe: Any,
+    attachment: PipelineAttachment | None,
+    request: Sequence[Request],
+    *,
+    batch_size: int = 4,
+    progress: Progress | None = None,
+    **options: Any,
+) -> list[Result]: ...
+def generate(
+    pipe: Any,
+    attachment: PipelineAttachment | None,
+    request: Request | Sequence[Request],
+    *,
+    batch_size: int = 4,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result | list[Result]:
+    """Make the pictures of a request, or of several: those that have steps, guidance and size in common share batches.
 
     Works with any pipeline: what it needs beside text and sizes (`image`, `mask_image`, `control_image`, `strength`,
     ...) is passed on as it is.
@@ -45,7 +64,7 @@ def generate(
     Args:
         pipe: the pipeline that the adapters are attached to.
         attachment: from `attach`; None for text alone. Its image prompts are taken off again at the end.
-        request: what to make.
+        request: what to make; a list of requests, each with its own text, images and seeds, makes a list of results.
         batch_size: how many pictures are made at once. A picture depends on its own seed alone; the batch's size shows
             in rounding at most.
         progress: called after every step with the steps done and their whole number, instead of the pipeline's own bar.
@@ -62,6 +81,8 @@ def generate(
             imprompt.generate(pipe, images, request).save("moon.png")
         ```
     """
+    if not isinstance(request, Request):
+        return _generate_several(pipe, attachment, request, batch_size, progress, options)
     request = with_seed(request)
     assert request.seed is not None
     seeds = tuple(range(request.seed, request.seed + request.num_images))
@@ -76,6 +97,28 @@ def generate(
                 arguments["negative_prompt"] = request.negative_prompt
             pictures += _sample(pipe, request, batch, arguments, _part(progress, number, len(batches)))
     return Result(images=tuple(pictures), seeds=seeds, provenance=provenance)
+
+
+def _generate_several(
+    pipe: Any,
+    attachment: PipelineAttachment | None,
+    requests: Sequence[Request],
+    batch_size: int,
+    progress: Progress | None,
+    options: Mapping[str, Any],
+) -> list[Result]:
+    seeded = [with_seed(request) for request in requests]
+    batches = share_batches(seeded, batch_size)
+    made: list[Result] = []
+    for number, batch in enumerate(batches):
+        made += generate_rows(
+            pipe,
+            attachment,
+            [row.request for row in batch],
+            progress=_part(progress, number, len(batches)),
+            **options,
+        )
+    return gather([row for batch in batches for row in batch], made, len(seeded))
 
 
 def generate_rows(

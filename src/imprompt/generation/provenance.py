@@ -4,6 +4,7 @@ import hashlib
 import platform
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,9 @@ from imprompt import __version__
 from imprompt.adapter.adapter import Adapter
 from imprompt.core.files import sha256_file
 from imprompt.core.images import image_hash, load_image
-from imprompt.prompts.image_prompt import ImagePrompt
+from imprompt.prompts.image_prompt import FeatureOrigin, ImagePrompt
+from imprompt.prompts.masks import Box, Polygon
+from imprompt.prompts.noise import Noise
 
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")
 PACKAGE = Path(__file__).resolve().parents[1]  # where the embedded model is
@@ -56,18 +59,57 @@ def describe_adapter(adapter: Adapter) -> dict[str, Any]:
 
 
 def describe_prompt(prompt: ImagePrompt) -> dict[str, Any]:
-    """An image prompt: every picture's hash and every number."""
+    """An image prompt: every picture's hash and every number; what is not as usual alone, where it seldom is."""
+    masks = [_describe_mask(mask) for mask in prompt.masks]
     return {
         "images": [describe_picture(source) for source in prompt.images],
         "features_sha256": None if prompt.features is None else hash_tensors({"features": prompt.features}),
-        "mask": None if prompt.mask is None else describe_picture(prompt.mask),
+        "mask": masks if prompt.has_mask_each else next(iter(masks), None),
         "weight": prompt.weight,
         "start": prompt.start,
         "end": prompt.end,
         "fit": prompt.fit,
         "adapter": prompt.adapter,
         **_describe_face(prompt),
+        **_describe_composition(prompt),
     }
+
+
+_COMPOSITION = (
+    "blocks", "second_weight", "unit", "curve", "combine", "image_weights", "negative", "feather", "focus", "detail",
+    "detail_weight", "attention", "origin",
+)  # fmt: skip
+
+
+def _describe_composition(prompt: ImagePrompt) -> dict[str, Any]:
+    usual = {field.name: field.default for field in fields(prompt)}
+    said = {name: getattr(prompt, name) for name in _COMPOSITION}
+    told = {name: _describe_setting(value) for name, value in said.items() if not _is_usual(value, usual[name])}
+    if isinstance(prompt.negative, str):
+        told["negative"] = describe_picture(prompt.negative)  # a path, of which the name alone is told
+    return told
+
+
+def _is_usual(value: Any, usual: Any) -> bool:
+    return value is usual or (isinstance(value, str | int | float | tuple) and value == usual)
+
+
+def _describe_setting(value: Any) -> Any:
+    if callable(value):
+        return {"function": [value(step / 10) for step in range(11)]}
+    if isinstance(value, Noise | FeatureOrigin):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _describe_setting(part) for key, part in value.items()}
+    if isinstance(value, Path | Image.Image | Tensor | np.ndarray):
+        return describe_picture(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _describe_mask(mask: Any) -> dict[str, Any]:
+    if isinstance(mask, Box | Polygon):
+        return {type(mask).__name__.lower(): [list(corner) for corner in mask.corners]}
+    return describe_picture(mask)
 
 
 def _describe_face(prompt: ImagePrompt) -> dict[str, Any]:

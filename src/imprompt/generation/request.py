@@ -1,11 +1,14 @@
 """What a user asks for, checked when it is written down."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from imprompt.core.errors import PromptError
 from imprompt.prompts.image_prompt import ImagePrompt
+from imprompt.prompts.parse import check_keys, parse_prompts
 
 MAX_SEED = 2**63 - 1  # what torch's generators take
 
@@ -48,6 +51,34 @@ class Request:
             raise PromptError(f"guidance_scale is {self.guidance_scale}; expected a finite number from 0 up")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED - self.num_images:
             raise PromptError(f"seed is {self.seed}; expected a whole number from 0 to {MAX_SEED - self.num_images}")
+
+
+def parse_request(given: Mapping[str, Any], folder: str | Path = ".", **defaults: Any) -> Request:
+    """A request of a mapping: of a request file, an HTTP body, a node.
+
+    Args:
+        given: `Request`'s fields; each of `image_prompts` is a path or a mapping of `ImagePrompt`'s fields.
+        folder: what paths are relative to.
+        **defaults: values of fields that are not given.
+
+    Raises:
+        PromptError: a key is unknown, or a value makes no sense.
+    """
+    check_keys(given, [field.name for field in fields(Request)], "a request")
+    values = {**defaults, **given}
+    for name in ("prompt", "negative_prompt"):
+        if not isinstance(values.get(name), str | None):
+            raise PromptError(f"{name} must be a text; got {values[name]!r:.60}")
+    for name in ("steps", "seed", "num_images", "height", "width"):
+        if not isinstance(values.get(name), int | None) or isinstance(values.get(name), bool):
+            raise PromptError(f"{name} must be a whole number; got {values[name]!r:.60}")
+    scale = values.get("guidance_scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise PromptError(f"guidance_scale must be a number; got {scale!r:.60}")
+    if "guidance_scale" in values:
+        values["guidance_scale"] = float(scale)
+    values["image_prompts"] = parse_prompts(values.get("image_prompts", ()), folder)
+    return Request(**values)
 
 
 def _check_positive(name: str, value: int | None) -> None:

@@ -236,7 +236,7 @@ class ImagePrompt:
         if self.features is not None:
             for name, is_for_pictures in (
                 ("fit='tile'", self.fit == "tile"),
-                ("detail", self.detail > 1),
+                ("detail", self.detail > 1 and negative is None),
                 ("negative=Noise(...)", isinstance(negative, Noise)),
             ):
                 if is_for_pictures:
