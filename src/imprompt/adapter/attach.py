@@ -5,8 +5,7 @@ import itertools
 import logging
 import sys
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,8 +16,9 @@ from imprompt.adapter.adapter import Adapter
 from imprompt.adapter.bank import Bank, BoundBranch, TimedBank, build_bank, place_regions
 from imprompt.adapter.clock import noise_bins, num_levels, progress_bins, run_timesteps, told_timestep
 from imprompt.adapter.conditioning import Branch, Conditioning
+from imprompt.adapter.devices import floating_dtype, hooked_device, on_device
 from imprompt.adapter.families import HostCall
-from imprompt.adapter.fit import check_fit, common_family, pipe_and_host, sites_of
+from imprompt.adapter.fit import check_fit, common_family, pipe_and_host, second_denoiser, sites_of
 from imprompt.adapter.guidance import LAYOUTS, CallCounter, bank_rows, layout_of
 from imprompt.adapter.lora import Loras
 from imprompt.adapter.strengths import look_up
@@ -40,6 +40,7 @@ class Attachment:
     Attributes:
         pipe: the pipeline, or None if a bare denoiser was given.
         host: the denoiser.
+        second: the bond with the pipeline's other denoiser, where it has two, which is set and detached with this.
         adapters: the attached adapters, all of one family.
         family: how they act on the host.
         sites: the host's sites, in checkpoint order.
@@ -53,8 +54,9 @@ class Attachment:
         fuse: bool = True,
         guidance: str | None = None,
         lora_scale: float = 1.0,
+        denoiser: str | None = None,
     ) -> None:
-        self.pipe, self.host = pipe_and_host(target)
+        self.pipe, self.host = pipe_and_host(target, denoiser)
         self.adapters = adapters
         self.family = common_family(adapters)
         self.sites = sites_of(self.family, self.host)
@@ -73,6 +75,9 @@ class Attachment:
         self._attached = False
         self._handle = next(_handles)
         _live[self._handle] = self
+        options = {"offload": offload, "fuse": fuse, "guidance": guidance, "lora_scale": lora_scale}
+        other = second_denoiser(self.pipe) if denoiser is None else None
+        self.second = None if other is None else Attachment(target, *adapters, denoiser=other, **options)
         self._install(fuse)
 
     def set(self, conditioning: Conditioning | None) -> None:
@@ -92,12 +97,16 @@ class Attachment:
         self._loras.choose(conditioning)
         if conditioning is not None:
             self._banks = tuple(self._bank(branch) for branch in conditioning.branches)
+        if self.second is not None:
+            self.second.set(conditioning)
 
     def detach(self) -> None:
         """Take the taps off and put the host's processors back. Doing it twice does nothing."""
         if not self._attached:
             return
         self._attached = False
+        if self.second is not None:
+            self.second.detach()
         for hook in self._hooks:
             hook.remove()
         for tap in (*self._taps, self._loras):
@@ -125,7 +134,7 @@ class Attachment:
 
     def _install(self, fuse: bool) -> None:
         if self.family.lora_names is not None:  # before the taps, which read what the changed layers give
-            names, dtype = self.family.lora_names(self.host), _floating_dtype(self.host)
+            names, dtype = self.family.lora_names(self.host), floating_dtype(self.host)
             self._loras.install(self.host, names, self.adapters, device=self.device, dtype=dtype)
         self._taps = [SiteTap(site, position, self.host, self._frame) for position, site in enumerate(self.sites)]
         self._fused = [
@@ -155,25 +164,27 @@ class Attachment:
                 f"a prompt names adapter {branch.adapter}, but {len(self.adapters)} are attached; count from 0"
             )
         device, family = self.device, self.family
-        with _on_device(self.adapters[branch.adapter], device, self.offload) as adapter:
+        with on_device(self.adapters[branch.adapter], device, self.offload) as adapter:
             return build_bank(
                 adapter,
                 branch,
                 self.sites,
                 device=device,
-                dtype=_floating_dtype(self.host),
+                dtype=floating_dtype(self.host),
                 host_tokens=None if family.host_tokens is None else partial(family.host_tokens, self.host),
             )
 
     @property
     def device(self) -> torch.device:
         """Where the host computes, also when its weights are elsewhere between calls."""
-        device = getattr(self.pipe, "_execution_device", None) or _hooked_device(self.host)
+        device = getattr(self.pipe, "_execution_device", None) or hooked_device(self.host)
         return torch.device(device) if device is not None else next(self.host.parameters()).device
 
     def _before(self, _host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Prepare a call of the host: which rows, which step."""
         call = self.family.read(self.host, dict(zip(self._parameters, args)) | kwargs)  # noqa: B905  (some are named)
+        if self.guidance is None and call.layout is not None:
+            call = replace(call, part=call.layout)
         self._frame.size, self._frame.num_queries, self._frame.index = call.size, call.num_queries, call.index
         if call.part == "skip":
             self._frame.branches = ()
@@ -363,27 +374,3 @@ def _(positions: Tensor, rows: Tensor, handle: int, num_queries: int) -> Tensor:
     banks = _live[handle]._banks
     dtype = next(bank.region.dtype for bank in banks if bank.region is not None)
     return positions.new_empty((len(banks), rows.shape[0], num_queries), dtype=dtype)
-
-
-@contextmanager
-def _on_device(adapter: Adapter, device: torch.device, offload: bool) -> Iterator[Adapter]:
-    home = adapter.device
-    adapter.to(device)
-    try:
-        yield adapter
-    finally:
-        if offload:
-            adapter.to("cpu" if home == device else home)
-
-
-def _hooked_device(host: nn.Module) -> Any:
-    """Where accelerate's hooks bring the weights for a call; None without any."""
-    hooks = (getattr(module, "_hf_hook", None) for module in host.modules())
-    devices = (getattr(hook, "execution_device", None) for hook in hooks)
-    return next((device for device in devices if device is not None), None)
-
-
-def _floating_dtype(host: nn.Module) -> torch.dtype:
-    floating = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-    dtypes = (parameter.dtype for parameter in host.parameters())
-    return next((dtype for dtype in dtypes if dtype in floating), torch.float32)

@@ -65,8 +65,13 @@ def told_timestep(timestep: Tensor, pipe: Any) -> Tensor:
             "a prompt with start or end needs to know the step, which this denoiser's calls do not tell; attach to a "
             "pipeline whose scheduler counts its steps, or leave start and end out"
         )
-    step = scheduler.step_index if scheduler.step_index is not None else (scheduler.begin_index or 0)
+    step = current_step(scheduler)
     return timesteps[step : step + 1]
+
+
+def current_step(scheduler: Any) -> int:
+    """Where in its timesteps a scheduler that counts is."""
+    return scheduler.step_index if scheduler.step_index is not None else (scheduler.begin_index or 0)
 
 
 def progress_bins(timesteps: Float[Tensor, " steps"] | Int[Tensor, " steps"], timestep: Tensor) -> Int[Tensor, " n"]:

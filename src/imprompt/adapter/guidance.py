@@ -2,12 +2,13 @@
 
 from typing import Any, Literal
 
+from imprompt.adapter.clock import current_step
 from imprompt.core.errors import ConditioningError
 
 Part = Literal["negative", "positive"]
 
-# The layouts of diffusers' UNet pipelines. PAG repeats the positive rows for its perturbed pass (pag_utils.py);
-# InstructPix2Pix asks with text and picture, with the picture alone, and with neither.
+# The layouts of diffusers' pipelines. PAG repeats the positive rows for its perturbed pass (pag_utils.py);
+# InstructPix2Pix asks with text and picture, with the picture alone, and with neither, DreamLite the other way round.
 LAYOUTS: dict[str, tuple[Part, ...]] = {
     "none": ("positive",),
     "negative": ("negative",),
@@ -16,9 +17,14 @@ LAYOUTS: dict[str, tuple[Part, ...]] = {
     "cfg+pag": ("negative", "positive", "positive"),
     "pix2pix": ("positive", "negative", "negative"),
     "cfg-reversed": ("positive", "negative"),
+    "edit": ("negative", "negative", "positive"),
     "separate": ("positive",),
 }
 """Layouts by name. With "separate" every half has a call of its own, and `CallCounter` tells which this is."""
+
+
+# Where pipelines keep the objects that split guidance into calls.
+GUIDERS = ("guider", "ocr_guider")
 
 
 class CallCounter:
@@ -26,7 +32,8 @@ class CallCounter:
 
     Every such pipeline of diffusers asks for the positive half first, and may leave the negative one out; between one
     step's calls and the next's it calls its scheduler, which counts. So the first call since then is positive, and
-    nothing has to wait for the device to tell.
+    nothing has to wait for the device to tell. A pipeline that says that it is not guided has no other half, and one
+    with a guider has that tell.
     """
 
     def __init__(self) -> None:
@@ -40,12 +47,17 @@ class CallCounter:
         Raises:
             ConditioningError: there is no pipeline with a scheduler that counts its steps.
         """
+        if _is_told_unguided(pipe):
+            return "none"
+        guiders = [guider for guider in (getattr(pipe, name, None) for name in GUIDERS) if guider is not None]
+        if len(guiders) == 1:  # of two, the pipeline alone knows which is at work
+            return "none" if guiders[0].is_conditional else "negative"
         scheduler: Any = getattr(pipe, "scheduler", None)
         run = getattr(scheduler, "timesteps", None)
         if run is None or not hasattr(scheduler, "step_index"):
             raise ConditioningError(
-                "this denoiser is called once for each half of guidance, and no pipeline with a scheduler tells which; "
-                "attach to the pipeline, or pass guidance='none' or 'negative' to attach"
+                "this denoiser is called once for each half of guidance, and no scheduler that counts its steps tells "
+                "which; attach to the pipeline, or pass guidance='none' or 'negative' to attach"
             )
         step = scheduler.step_index
         if run is not self._run or step != self._step:
@@ -76,14 +88,31 @@ def layout_of(pipe: Any, batch: int | None = None, usual: str = "cfg") -> str:
     if guided is None:
         raise ConditioningError(
             f"{type(pipe).__name__} does not tell whether it uses classifier-free guidance (expected a property "
-            f"'do_classifier_free_guidance'); pass guidance= one of {', '.join(LAYOUTS)} to attach"
+            f"'do_classifier_free_guidance'); pass guidance={usual!r} to attach where it does, else guidance='none' "
+            f"(or another of {', '.join(LAYOUTS)})"
         )
     if "InstructPix2Pix" in type(pipe).__name__:
         return "pix2pix" if guided else "none"
+    if guided and _is_truncated(pipe):
+        return "none"
     perturbed = getattr(pipe, "do_perturbed_attention_guidance", False)
     return {(False, False): "none", (True, False): usual, (False, True): "pag", (True, True): "cfg+pag"}[
         bool(guided), bool(perturbed)
     ]
+
+
+def _is_told_unguided(pipe: Any) -> bool:
+    told = getattr(pipe, "do_classifier_free_guidance", None)
+    return told is not None and not told
+
+
+def _is_truncated(pipe: Any) -> bool:
+    """Whether Z-Image's run is past `cfg_truncation`, and asks for the positive rows alone. It waits for the device."""
+    until = getattr(pipe, "_cfg_truncation", None)
+    if until is None or float(until) >= 1.0:
+        return False
+    timestep = pipe.scheduler.timesteps[current_step(pipe.scheduler)]
+    return ((1000 - timestep.float()) / 1000).item() > until
 
 
 def _is_guided(pipe: Any) -> bool | None:

@@ -28,6 +28,7 @@ class HostCall:
         num_queries: tokens of the picture in sequences that hold others too; None if none do.
         part: the layout of this call, a key of `guidance.LAYOUTS`, where it says so itself; "skip" where no image shall
             act.
+        layout: how the pipelines lay out guidance in this call, where its arguments tell that much.
         index: places of the picture's tokens in each row of a sequence, [batch, tokens], where rows differ.
         positions: what `Family.measure` reads the size from, where nothing else tells it.
     """
@@ -40,6 +41,7 @@ class HostCall:
     size: tuple[int, int] | None
     num_queries: int | None = None
     part: str | None = None
+    layout: str | None = None
     index: Tensor | None = None
     positions: Tensor | None = None
 
@@ -96,6 +98,7 @@ class Family:
             does not tell, so that the scheduler is asked.
         grid: size of the picture in tokens, and their number, of latents, arguments and host.
         part: the layout of a call, of its arguments, where they tell; see `HostCall`.
+        layout: the same of what this family's pipelines ask for, which a bare denoiser's caller need not.
         index: places of the picture's tokens in each row, [batch, tokens], of arguments and host; see `HostCall`.
         positions: name of the argument that holds the place of every token, where its numbers alone tell the size.
         measure: height and width of the picture in tokens, of that argument; None where it does not tell. It waits for
@@ -120,6 +123,7 @@ class Family:
     clock: Callable[[Any, Any], Any] | None = same
     grid: Callable[[Any, Arguments, Any], tuple[tuple[int, int] | None, int | None]] = patched_grid
     part: Callable[[Arguments], str | None] | None = None
+    layout: Callable[[Arguments], str | None] | None = None
     index: Callable[[Arguments, Any], Tensor] | None = None
     positions: str | None = None
     measure: Callable[[Tensor], tuple[int, int] | None] | None = None
@@ -152,6 +156,7 @@ class Family:
             size=size,
             num_queries=num_queries,
             part=None if self.part is None else self.part(arguments),
+            layout=None if self.layout is None else self.layout(arguments),
             index=None if self.index is None else self.index(arguments, host),
             positions=None if self.positions is None else arguments.get(self.positions),
         )

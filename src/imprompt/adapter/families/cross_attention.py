@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from imprompt.adapter.families.base import Family, table_row
+from imprompt.adapter.families.base import Arguments, Family, table_row
 from imprompt.adapter.families.calls import channels_last, from_noise, patched_size, scaled, thousandths_of_all
 from imprompt.adapter.sites import Place
 
@@ -16,13 +16,18 @@ KANDINSKY = Place(
 PRX = Place(attention="blocks.{}.attention", query=("norm_q",), keys="txt_kv_proj", fused_at=0, layout="heads_first")
 
 
+def distilled(arguments: Arguments) -> str | None:
+    """SANA-Sprint is told its guidance as a number, and asked for positive rows alone."""
+    return None if arguments.get("guidance") is None else "none"
+
+
 def _row(name: str, title: str, hosts: tuple[str, ...], place: Place, **options: Any) -> Family:
     return table_row(name, title, hosts, place, **{"grid": patched_size, **options})
 
 
 FAMILIES = (
     _row("pixart", "PixArt-alpha and -Sigma", ("PixArtTransformer2DModel",), BLOCKS),
-    _row("sana", "SANA", ("SanaTransformer2DModel",), BLOCKS, clock=scaled),
+    _row("sana", "SANA", ("SanaTransformer2DModel",), BLOCKS, clock=scaled, layout=distilled),
     _row("hunyuan-dit", "Hunyuan-DiT", ("HunyuanDiT2DModel",), HUNYUAN),
     _row(
         "lumina-next",

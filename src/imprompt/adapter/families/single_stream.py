@@ -24,11 +24,12 @@ def _place(attention: str, span: Span, **options: Any) -> Place:
 def prefilled(arguments: Arguments) -> str | None:
     """GLM-Image first reads the pictures that it is to change, in calls of their own: no image prompt acts on those."""
     caches = arguments.get("kv_caches")
-    return "skip" if caches is not None and any(cache.mode == "write" for cache in _each(caches)) else None
+    return "skip" if caches is not None and any(cache.mode == "write" for cache in caches.caches) else None
 
 
-def _each(caches: Any) -> list[Any]:
-    return [caches[number] for number in range(len(caches.caches))]
+def with_pictures(arguments: Arguments) -> str:
+    """OmniGen is guided always, and where it is given pictures by those too."""
+    return "pix2pix" if arguments.get("input_img_latents") else "cfg-reversed"
 
 
 # Krea 2 multiplies its attention by a gate of every token before `to_out`. The branch is added behind the gate, which
@@ -122,6 +123,7 @@ FAMILIES = (
         "OmniGen",
         ("OmniGenTransformer2DModel",),
         _place("layers.{}.self_attn", "last"),
+        layout=with_pictures,
         guidance="cfg-reversed",
     ),
     table_row(

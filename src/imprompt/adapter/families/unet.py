@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from imprompt.adapter.families.base import Family, table_row, whole_latent
+from imprompt.adapter.families.base import Arguments, Family, table_row, whole_latent
 from imprompt.adapter.sites import Place, Site, find_places
 from imprompt.core.errors import HostMismatch
 
@@ -135,6 +135,12 @@ def find_kandinsky3(host: nn.Module) -> tuple[Site, ...]:
     return tuple(replace(site, index=index) for index, site in enumerate(sites))
 
 
+def as_many_as_sizes(arguments: Arguments) -> str | None:
+    """DreamLite is guided always, where it edits by the picture too; one size for every part of the batch tells."""
+    sizes = (arguments.get("added_cond_kwargs") or {}).get("time_ids")
+    return None if sizes is None else {1: "none", 2: "cfg", 3: "edit"}.get(len(sizes))
+
+
 def _beside(name: str, title: str, hosts: tuple[str, ...], *places: Place, **options: Any) -> Family:
     return table_row(name, title, hosts, *places, **{"latents": "sample", "grid": whole_latent, **options})
 
@@ -160,7 +166,7 @@ FAMILIES = (
     ),
     _beside("svd", "Stable Video Diffusion", ("UNetSpatioTemporalConditionModel",), *IN_FRAMES),
     _beside("controlnet-xs", "a UNet with its ControlNet-XS", ("UNetControlNetXSModel",), *IN_BASE),
-    _beside("dreamlite", "DreamLite", ("DreamLiteUNetModel",), *IN_FRAMES),
+    _beside("dreamlite", "DreamLite", ("DreamLiteUNetModel",), *IN_FRAMES, layout=as_many_as_sizes),
     Family(
         name="kandinsky3",
         title="Kandinsky 3",
