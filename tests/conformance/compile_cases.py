@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from imprompt.adapter.attach import attach
-from tests import tiny
+from tests import tiny, tiny_faces
 
 
 @pytest.fixture(autouse=True)
@@ -280,3 +280,27 @@ def test_text_is_not_kept_across_compiled_calls() -> None:
         for seed in (0, 7):
             inputs = tiny.host_inputs(host, 2, seed=seed)
             assert close(tiny.call(model, inputs), tiny.call(host, inputs))
+
+
+def test_lora_of_an_adapter_follows_its_rows_without_recompilation(fuse: bool) -> None:
+    host = tiny_faces.host("small")
+    adapter = tiny_faces.adapter(host, "faceid")
+    inputs = tiny.host_inputs(host, 2)
+    sets = [prompts(adapter, weight=weight) for weight in ([1.0, 1.0], [1.0, 0.0], [0.0, 0.7])]
+    plain, wanted = tiny.call(host, inputs), []
+    with attach(host, adapter, fuse=fuse) as images:
+        for conditioning in sets:
+            images.set(conditioning)
+            wanted.append(tiny.call(host, inputs))
+    assert all((a - b).abs().max() > 0.1 for a, b in zip(wanted, wanted[1:], strict=False))
+    model = torch.compile(host, fullgraph=True, backend="eager")
+    settled = 0
+    with attach(model, adapter, fuse=fuse) as images:
+        for conditioning, output in zip(sets, wanted, strict=True):
+            images.set(conditioning)
+            assert close(tiny.call(model, inputs), output)
+            settled = settled or num_graphs()
+            assert num_graphs() == settled <= 2
+        images.set(None)
+        assert close(tiny.call(model, inputs), plain)
+    assert close(tiny.call(model, inputs), plain)
