@@ -131,6 +131,7 @@ def _spec(shapes: Shapes, hints: Hints) -> AdapterSpec:
         site_widths=tuple(sites.widths.values()),
         key_values=sites.key_values,
         face_crop=crop,
+        null_crop="zero_features" if family == "kolors-text" else "zero_pixels",
         lora=read_lora(shapes),
         is_partial=hints.part in ("content", "style"),
     )
