@@ -17,7 +17,7 @@ from imprompt.adapter.families import NOT_ATTACHABLE, all_families, family_of
 from imprompt.adapter.sites import Site, submodule
 from imprompt.core.errors import ConditioningError, HostMismatch
 from tests import tiny
-from tests.denoisers import DENOISERS, all_denoiser_classes
+from tests.denoisers import DENOISERS, all_denoiser_classes, report
 from tests.denoisers.attached import ATTACHABLE, Attachable
 
 # Calls that hold references beside the picture: where the picture's own part of the latents is.
@@ -64,6 +64,10 @@ def test_every_class_attaches_or_says_why_not() -> None:
     known = {name for family in all_families().values() for name in family.hosts}
     assert known | set(NOT_ATTACHABLE) == set(all_denoiser_classes())
     assert known.isdisjoint(NOT_ATTACHABLE)
+
+
+def test_the_page_is_what_the_walk_finds() -> None:
+    assert report.PAGE.read_text() == report.render(), "run python -m tests.denoisers.report"
 
 
 @pytest.mark.parametrize("name", sorted(set(NOT_ATTACHABLE) & set(DENOISERS)))

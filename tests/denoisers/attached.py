@@ -33,7 +33,7 @@ class Attachable:
         self.model: Any = self.entry.build()
         self.family: Family = family_of(self.model)
         self.sites: tuple[Site, ...] = self.family.sites(self.model)
-        self.adapter: Adapter = tiny.seeded(functools.partial(_random_adapter, self.model), 1)
+        self.adapter: Adapter = tiny.seeded(functools.partial(random_adapter, self.model), 1)
         self.rows = self.entry.most_rows or 2
         self.plain = self.call()
 
@@ -50,7 +50,8 @@ class Attachable:
         return tiny.branch(self.adapter, rows or self.rows, **options)
 
 
-def _random_adapter(model: nn.Module) -> Adapter:
+def random_adapter(model: nn.Module) -> Adapter:
+    """A fresh adapter, whose keys and values have a variance near one."""
     fresh = new_adapter(
         model,
         tiny.projector_spec("linear", width=token_width(model)),

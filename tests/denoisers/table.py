@@ -92,7 +92,7 @@ class Denoiser:
         with torch.random.fork_rng(devices=[]), self.quiet():
             torch.manual_seed(seed)
             model = self.kind(**self.config).eval().requires_grad_(False)
-        _draw_weights(model, torch.Generator().manual_seed(seed))
+        draw_weights(model, torch.Generator().manual_seed(seed))
         return model
 
     def inputs(self, rows: int = 1, *, seed: int = 0) -> Arguments:
@@ -113,7 +113,7 @@ class Denoiser:
             yield
 
 
-def _draw_weights(model: nn.Module, generator: torch.Generator) -> None:
+def draw_weights(model: nn.Module, generator: torch.Generator) -> None:
     """Draw every weight: many classes start with gates and last layers of zero, and would do nothing at all."""
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
