@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from imprompt.adapter.sites import Site, submodule
 from imprompt.core.errors import ConditioningError, HostMismatch
 from tests import tiny
 from tests.denoisers import DENOISERS, all_denoiser_classes, report
-from tests.denoisers.attached import ATTACHABLE, Attachable
+from tests.denoisers.attached import ATTACHABLE, Attachable, attachable
 
 # Calls that hold references beside the picture: where the picture's own part of the latents is.
 OWN_LATENTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -56,8 +56,8 @@ WITHOUT_GRID = {
 
 
 @pytest.fixture(scope="module", params=ATTACHABLE)
-def host(request: pytest.FixtureRequest) -> Iterator[Attachable]:
-    yield Attachable(request.param)
+def host(request: pytest.FixtureRequest) -> Attachable:
+    return attachable(request.param)
 
 
 def test_every_class_attaches_or_says_why_not() -> None:

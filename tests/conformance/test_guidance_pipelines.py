@@ -189,6 +189,23 @@ def recording(host: nn.Module, argument: str) -> Iterator[list[str]]:
         hook.remove()
 
 
+@contextmanager
+def clocked(attachment: Attachment) -> Iterator[list[Tensor]]:
+    """The timestep of every call, as its family reads it."""
+    seen: list[Tensor] = []
+    parameters = tuple(inspect.signature(attachment.host.forward).parameters)
+
+    def record(host: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = attachment.family.read(host, {**dict(zip(parameters, args, strict=False)), **kwargs})
+        seen.append(torch.as_tensor(call.timestep).float().reshape(-1)[0])
+
+    hook = attachment.host.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
 def spied(attachment: Attachment) -> list[str]:
     """For every call the sign of what each row of it is conditioned on, beside the number of its prompt."""
     rows: list[str] = []
@@ -214,8 +231,12 @@ def test_every_row_has_the_tokens_of_its_text(case: Case) -> None:
     with attach(pipe, adapter, guidance=case.guidance) as attachment:
         attachment.set(tiny.conditioning(tiny.branch(adapter, 2)))
         rows = spied(attachment)
-        with recording(pipe.transformer, case.argument) as asked:
+        with recording(pipe.transformer, case.argument) as asked, clocked(attachment) as clock:
             run()
+        # Every call is at one of the run's timesteps, as the scheduler counts them.
+        distances = torch.stack(clock)[:, None] - pipe.scheduler.timesteps[None].float()
+        assert distances.abs().amin(dim=1).max() < 0.5
+        assert len(distances.abs().argmin(dim=1).unique()) == 3
         assert tuple(asked) == case.calls
         assert rows == asked
         run()  # counts start anew

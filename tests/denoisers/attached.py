@@ -50,6 +50,12 @@ class Attachable:
         return tiny.branch(self.adapter, rows or self.rows, **options)
 
 
+@functools.cache
+def attachable(name: str) -> Attachable:
+    """One class, built once for all that ask."""
+    return Attachable(name)
+
+
 def random_adapter(model: nn.Module) -> Adapter:
     """A fresh adapter, whose keys and values have a variance near one."""
     fresh = new_adapter(

@@ -13,7 +13,7 @@ from imprompt.adapter.sites import Site
 from imprompt.core.errors import ConditioningError
 from imprompt.core.files import atomic_write
 from tests.denoisers import all_denoiser_classes
-from tests.denoisers.attached import Attachable
+from tests.denoisers.attached import Attachable, attachable
 
 PAGE = Path(__file__).parents[2] / "docs" / "denoisers.md"
 
@@ -58,7 +58,7 @@ def render() -> str:
     names = all_denoiser_classes()
     attaching = [name for name in names if name not in NOT_ATTACHABLE]
     head = HEAD.format(version=_version(), attaching=len(attaching), classes=len(names))
-    rows = [f"| {' | '.join(_row(Attachable(name)))} |" for name in attaching]
+    rows = [f"| {' | '.join(_row(attachable(name)))} |" for name in attaching]
     others = [f"| {name} | {NOT_ATTACHABLE[name]} |" for name in names if name in NOT_ATTACHABLE]
     return head + "\n".join(rows) + "\n" + MIDDLE + "\n".join(others) + "\n"
 
