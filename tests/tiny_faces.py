@@ -1,7 +1,7 @@
 """Adapters of faces in the layout of the published ones, narrow; hosts wide enough for them; and a face encoder.
 
 Other programs count on heads of 64, four layers and, for FaceID, a hidden width that is a multiple of the embedding's:
-so the text is 128 wide here, and the face embedding 16.
+so the text is 128 wide here. Face embeddings are 512 wide, by which a file tells that it reads faces.
 """
 
 import warnings
@@ -28,7 +28,7 @@ from imprompt.encoders.face import FaceEncoder
 from imprompt.encoders.face_base import DetectorSpec, EmbedderSpec, Face
 from tests import tiny
 
-TEXT, FACE, CROP, TEXT_STATES = 128, 16, tiny.VISION_WIDTH, 192
+TEXT, FACE, CROP, TEXT_STATES = 128, 512, tiny.VISION_WIDTH, 192
 KINDS = ("faceid", "faceid-plus", "faceid-plusv2", "portrait", "portrait-unnorm")
 WITH_LORA = ("faceid", "faceid-plus", "faceid-plusv2")
 
@@ -74,12 +74,12 @@ def kolors_text(rows: int = 1) -> dict[str, Tensor]:
     }
 
 
-def _resampler(features: int, tokens: int = 16) -> ResamplerSpec:
+def _resampler(features: int, text: int, tokens: int = 16) -> ResamplerSpec:
     sizes = {"inner_width": 16, "depth": 4, "num_heads": 2, "head_width": 64}
-    return ResamplerSpec(feature_width=features, num_tokens=tokens, width=TEXT, **sizes)
+    return ResamplerSpec(feature_width=features, num_tokens=tokens, width=text, **sizes)
 
 
-def _face_plus(*, shortcut: bool, tokens: int = 4, width: int = TEXT) -> FacePlusSpec:
+def _face_plus(width: int, *, shortcut: bool, tokens: int = 4) -> FacePlusSpec:
     return FacePlusSpec(
         feature_width=FACE,
         hidden_width=2 * FACE,
@@ -92,21 +92,21 @@ def _face_plus(*, shortcut: bool, tokens: int = 4, width: int = TEXT) -> FacePlu
     )
 
 
-def projector(kind: str) -> ProjectorSpec:
+def projector(kind: str, text: int = TEXT) -> ProjectorSpec:
     match kind:
         case "faceid" | "portrait":
             tokens = 4 if kind == "faceid" else 16
-            return PooledMLPSpec(feature_width=FACE, hidden_width=2 * FACE, num_tokens=tokens, width=TEXT)
+            return PooledMLPSpec(feature_width=FACE, hidden_width=2 * FACE, num_tokens=tokens, width=text)
         case "faceid-plus" | "faceid-plusv2":
-            return _face_plus(shortcut=kind == "faceid-plusv2")
+            return _face_plus(text, shortcut=kind == "faceid-plusv2")
         case "kolors-faceid":
-            return _face_plus(shortcut=True, tokens=6, width=TEXT_STATES)
+            return _face_plus(TEXT_STATES, shortcut=True, tokens=6)
         case "portrait-unnorm":
-            return _resampler(FACE)
+            return _resampler(FACE, text)
         case "csgo-content":
-            return _resampler(CROP, tokens=4)
+            return _resampler(CROP, text, tokens=4)
         case _:
-            return _resampler(CROP)
+            return _resampler(CROP, text)
 
 
 def adapter(host: Any, kind: str, *, seed: int = 1, rank: int = 4) -> Adapter:
@@ -124,7 +124,8 @@ def adapter(host: Any, kind: str, *, seed: int = 1, rank: int = 4) -> Adapter:
 
 
 def spec_of(host: Any, kind: str, *, rank: int = 4) -> AdapterSpec:
-    made = projector(kind)
+    text = host.config.cross_attention_dim
+    made = projector(kind, text)
     reads_faces = made.feature_width == FACE
     block = {"csgo-content": "down_blocks", "csgo-style": "up_blocks"}.get(kind, "")
     sites = [site for site in find_sites(host) if site.name.startswith(block)]
@@ -139,7 +140,7 @@ def spec_of(host: Any, kind: str, *, rank: int = 4) -> AdapterSpec:
         if reads_faces
         else ASPECT,
         null_image="zero_pixels" if kind == "plus" else "zero_features",
-        cross_attention_dim=TEXT,
+        cross_attention_dim=text,
         site_indices=tuple(site.index for site in sites),
         site_widths=tuple(site.query_width for site in sites),
         face_crop=ASPECT if isinstance(made, FacePlusSpec) else None,

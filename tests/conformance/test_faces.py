@@ -132,7 +132,7 @@ def test_wrong_encoders_are_one_sentence(pipe: Any, clip: VisionEncoder, uncheck
     cases: list[tuple[Any, dict[str, Any], str]] = [
         (faceid, {"image_encoder": clip}, "makes none of faces"),
         (faceid, {"face_encoder": clip}, "is no face encoder"),
-        (faceid, {"face_encoder": tiny_faces.faces(width=12)}, "width 16.*makes 12"),
+        (faceid, {"face_encoder": tiny_faces.faces(width=12)}, "width 512.*makes 12"),
         (plus, {"image_encoder": faces}, "makes embeddings of faces only"),
         (plus, {"face_encoder": faces}, "reads no faces"),
         (faceid, {"face_encoder": [faces, faces]}, "2 face encoders for 1 adapters"),
