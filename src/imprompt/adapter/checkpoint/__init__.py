@@ -66,8 +66,7 @@ def load_adapter(
         changes, lora_spec = load_lora(resolve_file(lora), spec)
         tensors = {**{key: value for key, value in tensors.items() if "_lora." not in key}, **changes}
         spec = replace(spec, lora=lora_spec)
-    with torch.device("meta"):
-        adapter = Adapter(spec)
+    adapter = _empty_adapter(contents.path, spec)
     _check_tensors(contents.path, {key: tuple(value.shape) for key, value in adapter.state_dict().items()}, tensors)
     # Copied: the file may change while the adapter lives, and its tensors lie where no kernel expects them.
     copies = {key: value.detach().to(dtype or value.dtype, copy=True) for key, value in tensors.items()}
@@ -110,6 +109,16 @@ def save_adapter(
     else:
         write_tensors(path, tensors, {SPEC_KEY: adapter.spec.to_json(), **(metadata or {})})
     return path
+
+
+def _empty_adapter(path: Path, spec: AdapterSpec) -> Adapter:
+    """An adapter whose weights take no memory yet."""
+    try:
+        with torch.device("meta"):
+            return Adapter(spec)
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise CheckpointError(f"{path.name}: no adapter is as its spec says ({reason}); get the file again") from error
 
 
 def _check_tensors(path: Path, wanted: dict[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> None:

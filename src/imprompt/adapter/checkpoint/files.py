@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from imprompt.adapter.checkpoint import pickles
+from imprompt.adapter.checkpoint.pickles import MAX_TENSORS
 from imprompt.core.errors import CheckpointError, UnknownFormat
 from imprompt.core.files import atomic_write
 
 MAX_HEADER_BYTES = 4 * 2**20  # of safetensors: a training checkpoint of Stable Diffusion XL has 0.7 million
-MAX_TENSORS = 20_000
 MAX_DIMENSIONS = 8
 MAX_KEY_LENGTH = 512
 MAX_DEPTH = 4  # of dictionaries in dictionaries

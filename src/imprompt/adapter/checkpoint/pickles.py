@@ -14,7 +14,8 @@ from typing import Any
 from imprompt.core.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 16 * 2**30  # a training checkpoint of Stable Diffusion XL in single precision has twelve
-MAX_INSTRUCTIONS = 2_000_000  # a training checkpoint of Stable Diffusion XL has some hundred thousand
+MAX_TENSORS = 20_000
+MAX_INSTRUCTIONS = 1_000_000  # a training checkpoint of Stable Diffusion XL has some hundred thousand
 MAX_STREAM_BYTES = 64 * 2**20  # of instructions in an archive, beside the numbers
 LEGACY_PICKLES = (
     5  # of the format before archives: a number, a version, the system, the content, the names of its parts
@@ -77,7 +78,7 @@ def _stream_of_archive(path: Path, size: int) -> Any:
 
 def _check_stream(path: Path, stream: Any, *, pickles: int, content: int) -> None:
     size = path.stat().st_size
-    count = 0
+    count = storages = 0
     for number in range(pickles):
         for opcode, argument, _position in pickletools.genops(stream):
             count += 1
@@ -85,6 +86,11 @@ def _check_stream(path: Path, stream: Any, *, pickles: int, content: int) -> Non
                 raise _refusal(path, f"more than {MAX_INSTRUCTIONS:,} instructions")
             if opcode.name == "GLOBAL" and (name := str(argument).replace(" ", ".", 1)) not in ALLOWED:
                 raise _refusal(path, f"it names {name[:120]!r}, which is no tensor and may run code")
+            storages += opcode.name == "BINPERSID"
+            if storages > MAX_TENSORS:
+                raise CheckpointError(
+                    f"{path.name} is refused: more than {MAX_TENSORS:,} tensors; no adapter has so many"
+                )
             if opcode.name in FORBIDDEN:
                 raise _refusal(path, f"the instruction {opcode.name}, which torch does not write")
             # No tensor of a file has more numbers, or a longer side, than the file has bytes.

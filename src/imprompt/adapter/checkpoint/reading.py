@@ -30,6 +30,8 @@ from imprompt.core.errors import CheckpointError
 
 SPEC_KEY = "imprompt_spec"  # in safetensors metadata; diffusers and ComfyUI ignore it
 
+MAX_MESSAGE = 600  # letters of an error
+
 _BARE = (  # beginnings that a module's names lose when it is saved on its own
     (re.compile(r"\d+\.to_k_ip\.weight"), "adapter_modules."),
     (re.compile(rf"{PATH}\.processor\.to_k_ip\.weight"), "unet."),
@@ -104,11 +106,17 @@ def read_contents(
         tensors, _ = _convert(whole, contents.layout)
         wanted = {key: value for key, value in tensors.items() if key in contents.tensors}
     except CheckpointError as error:
-        if str(error).startswith(paths[0].name):
-            raise
-        raise type(error)(f"{paths[0].name}: {error}") from error
+        raise type(error)(_sentence(paths[0], str(error))) from error
     files.check_finite(paths[0], wanted)
     return replace(contents, tensors=wanted)
+
+
+def _sentence(path: Path, text: str) -> str:
+    """What is wrong, with the file's name, and in a length that a file cannot drive up."""
+    text = text if text.startswith(path.name) else f"{path.name}: {text}"
+    text = " ".join(text.split())
+    half = MAX_MESSAGE // 2
+    return text if len(text) <= MAX_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
 def parts_of(source: str | Path, filename: str | None = None) -> tuple[str, ...]:
@@ -148,7 +156,7 @@ def _understand(raw: _Raw, hints: Hints) -> Contents:
     tensors, aside = _convert(raw, layout)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     if SPEC_KEY in raw.metadata:
-        spec = AdapterSpec.from_json(raw.metadata[SPEC_KEY])
+        spec = _declared(raw.metadata[SPEC_KEY])
         _check_spec_against(spec, shapes)
         recognition = Recognition(spec=spec, decided_by=BY_SPEC)
     else:
@@ -164,6 +172,16 @@ def _understand(raw: _Raw, hints: Hints) -> Contents:
         recognition=recognition,
         aside=aside,
     )
+
+
+def _declared(text: str) -> AdapterSpec:
+    try:
+        return AdapterSpec.from_json(text)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError) as error:
+        raise CheckpointError(
+            f"the spec in the file's metadata is none ({error!r}); remove the metadata key {SPEC_KEY!r} to have the "
+            "variant identified from its tensors"
+        ) from error
 
 
 def _check_spec_against(spec: AdapterSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
