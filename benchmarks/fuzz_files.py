@@ -22,7 +22,7 @@ from tests.unit.adapter.test_formats import ALL, built, narrow
 SEEDS = ("ip-adapter_sd15", "ip-adapter-plus_sd15", "ip-adapter-faceid-plusv2_sd15", "xlabs", "sd3.5-large-ip-adapter")
 MOST_SECONDS = 10.0  # a file
 MEMORY_PER_BYTE = 4  # of a file, that reading it may take
-MEMORY_ANYWAY = 512 * 2**20  # which the refusal of headers and instructions at their limits takes
+MEMORY_ANYWAY = 128 * 2**20  # which the refusal of headers and instructions at their limits takes
 
 
 class Harness:

@@ -22,6 +22,7 @@ LEGACY_PICKLES = (
 )
 LEGACY_CONTENT = 3
 
+PROTOCOL = 2  # which torch writes, and the only one that its careful loader reads without complaint
 FORBIDDEN = ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX", "PERSID")
 
 REBUILDERS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter")
@@ -91,8 +92,8 @@ def _check_stream(path: Path, stream: Any, *, pickles: int, content: int) -> Non
                 raise CheckpointError(
                     f"{path.name} is refused: more than {MAX_TENSORS:,} tensors; no adapter has so many"
                 )
-            if opcode.name in FORBIDDEN:
-                raise _refusal(path, f"the instruction {opcode.name}, which torch does not write")
+            if opcode.name in FORBIDDEN or (opcode.name == "PROTO" and argument != PROTOCOL):
+                raise _refusal(path, f"the instruction {opcode.name} {argument!r:.20}, which torch does not write")
             # No tensor of a file has more numbers, or a longer side, than the file has bytes.
             if number == content and isinstance(argument, int) and argument > max(size, 2**16):
                 raise _refusal(path, f"it claims {argument:,} of something in {size:,} bytes")
