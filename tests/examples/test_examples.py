@@ -9,8 +9,9 @@ import pytest
 import imprompt
 from imprompt.adapter.checkpoint import save_adapter
 from imprompt.emoji import bundle
+from imprompt.encoders.face import FaceEncoder
 from imprompt.generation.result import read_provenance
-from tests import tiny
+from tests import tiny, tiny_faces
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 MAX_LINES = 40
@@ -36,9 +37,14 @@ def stand_in(tiny_bundle, tmp_path, monkeypatch):
     adapter = tiny_bundle / "adapters" / bundle.ADAPTER_FILES["plus"]
     monkeypatch.setattr(bundle, "bundle_folder", lambda: tiny_bundle)
     monkeypatch.setattr(imprompt, "load_pipeline", lambda *_, **__: load_pipeline(tiny_bundle))
-    monkeypatch.setattr(
-        imprompt, "load_adapter", lambda *given: load_adapter(adapter if "h94/IP-Adapter" in given else given[0])
-    )
+
+    def stand_in_for(*given):
+        if "h94/IP-Adapter-FaceID" in given:
+            return tiny_faces.adapter(tiny.unet(), "faceid")
+        return load_adapter(adapter if "h94/IP-Adapter" in given else given[0])
+
+    monkeypatch.setattr(imprompt, "load_adapter", stand_in_for)
+    monkeypatch.setattr(FaceEncoder, "from_folder", lambda _folder, **options: tiny_faces.faces(**options))
     monkeypatch.setattr(imprompt, "Request", lambda **fields: request(**{**fields, "steps": 4}))
     monkeypatch.chdir(tmp_path)
     return tmp_path
