@@ -31,7 +31,7 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
     ] = None,
     start: Annotated[list[float] | None, typer.Option(help="From which fraction of the steps, 0 to 1.")] = None,
     end: Annotated[list[float] | None, typer.Option(help="Up to which fraction of the steps, 0 to 1.")] = None,
-    fit: Annotated[str, typer.Option(help="For images that are not square: crop, pad or stretch.")] = "crop",
+    fit: Annotated[str, typer.Option(help="For images that are not square: crop, pad, stretch or tile.")] = "crop",
     adapter: Annotated[
         str | None, typer.Option(help="A file, OWNER/REPOSITORY/FILE on the hub, or 'global' or 'plus' (embedded).")
     ] = None,
@@ -48,12 +48,16 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
     ] = None,
     num_images: Annotated[int, typer.Option("--num-images", "-n", help="How many pictures.")] = 1,
     size: Annotated[str | None, typer.Option(help="Side, or WIDTHxHEIGHT, in pixels; else the base's own.")] = None,
+    request: Annotated[
+        Path | None, typer.Option(help="A request file (TOML, YAML or JSON), in place of the options of images.")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="A .png file, or a folder.")] = Path("outputs"),
     offload: Annotated[bool, typer.Option("--offload", help="Keep weights off the accelerator while unused.")] = False,
 ) -> None:
     """Make pictures from a text, image prompts, or both.
 
     Options of an image (--weight, --mask, --start, --end) are given once for all images or once for each, in order.
+    What else image prompts can say (blocks, curves, regions, negatives, ...) is said in a request file.
 
     Examples:
 
@@ -61,35 +65,82 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
 
     imprompt generate "on the moon" -i cat.png --weight 0.6 -i street.png --weight 0.4 --num-images 4
 
+    imprompt generate --request shot.toml --seed 7
+
     imprompt generate "a cat" -i photo.jpg --base stable-diffusion-v1-5/stable-diffusion-v1-5 --adapter
     h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors
     """
-    from imprompt.generation.pipelines import settings_for
-    from imprompt.generation.request import Request
     from imprompt.generation.result import check_output
 
     check_output(output)
     prompts = image_prompts(image or [], fit, weight=weight, mask=mask, start=start, end=end)
-    if not prompt and not prompts:
-        raise PromptError("nothing to draw: give a text, an --image, or both")
-    height, width = parse_size(size)
-    request = Request(
-        prompt=prompt,
+    wanted, named = request_of(
+        request,
+        prompt,
+        prompts,
+        base=base,
+        size=size,
         negative_prompt=negative,
-        image_prompts=prompts,
+        steps=steps,
+        guidance_scale=guidance_scale,
         seed=seed,
         num_images=num_images,
-        height=height,
-        width=width,
-        **settings_for(base, steps=steps, guidance_scale=guidance_scale),
     )
-    check_pictures(prompts)
+    base, adapter, encoder = base or named["base"], adapter or named["adapter"], encoder or named["encoder"]
+    if not wanted.prompt and not wanted.image_prompts:
+        raise PromptError("nothing to draw: give a text, an --image, or both")
+    check_pictures(wanted.image_prompts)
     with plain_words():
         with busy("loading"):
-            pipe = load_base(base, scheduler, offload)
-            attachment = attach_adapter(pipe, base, adapter, encoder, offload) if prompts else None
-        for path in make(pipe, attachment, request, output):
+            pipe = load_base(base, scheduler or named["scheduler"], offload)
+            attachment = attach_adapter(pipe, base, adapter, encoder, offload) if wanted.image_prompts else None
+        for path in make(pipe, attachment, wanted, output):
             typer.echo(path)
+
+
+NAMES = ("base", "adapter", "encoder", "scheduler")  # what a request file may name beside the request
+
+
+def request_of(
+    file: Path | None,
+    prompt: str,
+    prompts: "Sequence[ImagePrompt]",
+    *,
+    base: str | None,
+    size: str | None,
+    **given: Any,
+) -> "tuple[Request, dict[str, str | None]]":
+    """The request of a file and of options, which go first; and the models that the file names.
+
+    Args:
+        file: a request file, if there is one.
+        prompt: the text; empty if it was not given.
+        prompts: image prompts of the command line, which go beside no file's.
+        base: the base that was named.
+        size: as in `parse_size`.
+        **given: other fields of the request; None where an option was not given.
+
+    Raises:
+        PromptError: the file cannot be read, says what nobody knows, or meets images of the command line.
+    """
+    from imprompt.generation.pipelines import settings_for
+    from imprompt.generation.request import parse_request
+    from imprompt.prompts.parse import read_mapping
+
+    said = {} if file is None else read_mapping(file)
+    named = {name: said.pop(name, None) for name in NAMES}
+    for name, value in named.items():
+        if not isinstance(value, str | None):
+            raise PromptError(f"{name} must be a text; got {value!r:.60}")
+    if prompts and "image_prompts" in said:
+        raise PromptError("the request file has image_prompts; write the --image there too, or leave them out of it")
+    height, width = parse_size(size)
+    options = {"prompt": prompt or None, "height": height, "width": width, **given}
+    if file is not None and options.get("num_images") == 1:
+        del options["num_images"]  # the option's default, over which the file goes
+    said |= {name: value for name, value in options.items() if value is not None}
+    request = parse_request(said, "." if file is None else file.parent, **settings_for(base or named["base"]))
+    return (replace(request, image_prompts=prompts) if prompts else request), named
 
 
 def image_prompts(images: Sequence[str], fit: str, **options: Sequence[Any] | None) -> "list[ImagePrompt]":
@@ -103,10 +154,10 @@ def image_prompts(images: Sequence[str], fit: str, **options: Sequence[Any] | No
     Raises:
         PromptError: the numbers of pictures and values do not fit together, or a value makes no sense.
     """
-    from imprompt.core.images import check_fit
-    from imprompt.prompts.image_prompt import ImagePrompt
+    from imprompt.prompts.image_prompt import FRAMINGS, ImagePrompt
 
-    check_fit(fit)
+    if fit not in FRAMINGS:
+        raise PromptError(f"fit must be one of {', '.join(map(repr, FRAMINGS))}; got {fit!r}")
     columns = {name: _for_each(name, values, len(images)) for name, values in options.items() if values}
     fields = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     fields = fields or [{} for _ in images]
@@ -149,8 +200,11 @@ def check_pictures(prompts: "Sequence[ImagePrompt]") -> None:
     for prompt in prompts:
         for picture in prompt.images:
             load_image(picture)
-        if prompt.mask is not None:
-            load_mask(prompt.mask)
+        if isinstance(prompt.negative, str | Path):
+            load_image(prompt.negative)
+        for mask in prompt.masks:
+            if isinstance(mask, str | Path):
+                load_mask(mask)
 
 
 def load_base(base: str | None, scheduler: str | None, offload: bool) -> Any:

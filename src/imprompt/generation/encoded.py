@@ -47,5 +47,5 @@ def _origin(adapter: Adapter, source: FeatureSource) -> FeatureOrigin:
     encoders: Sequence[ImageEncoder] = list(getattr(source, "encoders", ()))
     if not encoders:
         raise EncoderMismatch(f"{adapter.spec.name!r} has no encoder attached that could say who made its features")
-    spec = encoders[0].spec
+    spec = next(iter(encoders)).spec
     return FeatureOrigin(encoder=spec.name, fingerprint=spec.fingerprint, layer=wanted.layer, index=wanted.index)

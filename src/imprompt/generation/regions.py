@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from imprompt.core.errors import ImageError
 from imprompt.prompts.image_prompt import ImagePrompt
@@ -20,6 +19,9 @@ def stack_regions(
     column: Sequence[ImagePrompt | None], size: tuple[int, int] | None = None
 ) -> Float[Tensor, "rows height width"] | None:
     """The masks of every row at one size, ones where a row has none; None if no row has one.
+
+    That size is the picture's where it is known, so that no row's mask depends on another's; else one in which every
+    mask's pixels are repeated alike.
 
     Args:
         column: the prompt of every row, each with one mask at most.
@@ -37,12 +39,12 @@ def stack_regions(
         return None
     for height, width in sizes:
         _check_mask(height, width, size)
-    target = _common_size(sizes)
-    return torch.stack([_resize_mask(mask, target) for mask in masks])
+    target = _common_size(sizes) if size is None else size
+    return torch.stack([torch.ones(target) if mask is None else resize_mask(mask, target) for mask in masks])
 
 
 def _common_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:
-    """A size in which every mask's pixels are repeated alike, so that no row's mask depends on another's; or nearly."""
+    """A size in which every mask's pixels are repeated alike; the largest of each side where that is too much."""
     exact = math.lcm(*(height for height, _ in sizes)), math.lcm(*(width for _, width in sizes))
     if exact[0] * exact[1] <= MAX_CELLS:
         return exact
@@ -56,8 +58,17 @@ def _check_mask(height: int, width: int, size: tuple[int, int] | None) -> None:
         )
 
 
-def _resize_mask(mask: Tensor | None, target: tuple[int, int]) -> Tensor:
-    """A mask enlarged by repeating pixels, so that its mean over any region stays what it was."""
-    if mask is None:
-        return torch.ones(target)
-    return functional.interpolate(mask[None, None], target, mode="nearest-exact")[0, 0]
+def resize_mask(mask: Float[Tensor, "height width"], size: tuple[int, int]) -> Float[Tensor, "new_height new_width"]:
+    """A mask whose pixels are the means of what they cover, to fractions of a pixel: its mean stays what it was."""
+    if tuple(mask.shape) == size:
+        return mask
+    down, across = (_shares(new, old) for new, old in zip(size, mask.shape, strict=True))
+    return down @ mask @ across.T
+
+
+def _shares(new: int, old: int) -> Float[Tensor, "new old"]:
+    """How much of each new pixel every old one makes up, along one side."""
+    starts, ends = (torch.arange(first, first + new, dtype=torch.float64)[:, None] * old for first in (0, 1))
+    places = torch.arange(old, dtype=torch.float64) * new
+    overlap = torch.minimum(ends, places + new) - torch.maximum(starts, places)
+    return (overlap.clamp(min=0) / old).float()

@@ -138,7 +138,8 @@ def _column_tokens(
             source,
             crop=None if crop is None else combined(prompt, crop),
             structure=prompt.structure,
-            negative=None if negative is None else _as_many(combined(prompt, negative), features),
+            # One negative picture stands for as many as there are; noise was made of each.
+            negative=negative if negative is None or len(negative) == 1 else combined(prompt, negative),
         )
         for prompt, features, crop, negative in read
     ]
@@ -219,11 +220,6 @@ def check_origin(prompt: ImagePrompt | None, spec: AdapterSpec, source: FeatureS
         )
 
 
-def _as_many(negative: Tensor, features: Tensor) -> Tensor:
-    """One negative for each picture, where there is one for all."""
-    return negative.expand(len(features), *negative.shape[1:]) if len(negative) == 1 else negative
-
-
 def check_face_options(column: Sequence[ImagePrompt | None], spec: AdapterSpec) -> None:
     """Refuse what only adapters of faces understand, where the adapter is none.
 
@@ -254,7 +250,7 @@ def image_tokens(
     *,
     crop: Float[Tensor, "images crop_length crop_feature"] | None = None,
     structure: float = 1.0,
-    negative: Float[Tensor, "images *length feature"] | None = None,
+    negative: Float[Tensor, "negatives *length feature"] | None = None,
 ) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens width"]]:
     """The tokens of all pictures of a prompt one after another, and as many of the negative, or that stand for none."""
     tokens = adapter.project(features, crop=crop, structure=structure)

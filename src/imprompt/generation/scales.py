@@ -10,7 +10,7 @@ from torch import Tensor
 from imprompt.adapter.conditioning import NUM_PROGRESS
 from imprompt.prompts.blocks import BlockFactors, block_factors
 from imprompt.prompts.image_prompt import ImagePrompt
-from imprompt.prompts.schedule import factor_at, window
+from imprompt.prompts.schedule import factors_over_run
 
 # A run's step falls on the nearest bin of the table, so a prompt's edges reach half a bin further; the rest is for
 # rounding. A start of 1/3 in 30 steps is step 10, whose bin is 0.333.
@@ -70,13 +70,7 @@ def _changes(prompt: ImagePrompt) -> bool:
 def _over_time(prompt: ImagePrompt | None) -> Float[Tensor, " steps"]:
     if prompt is None or not _changes(prompt):
         return torch.ones(NUM_PROGRESS)
-    start, end = prompt.start, prompt.end
-    factors = torch.zeros(NUM_PROGRESS)
-    for number in range(NUM_PROGRESS):
-        progress = number / (NUM_PROGRESS - 1)
-        if window(start, end, progress + HALF_BIN):
-            factors[number] = factor_at(prompt.curve, start, end, progress, slack=HALF_BIN)
-    return factors
+    return torch.tensor(factors_over_run(prompt.curve, prompt.start, prompt.end, count=NUM_PROGRESS, slack=HALF_BIN))
 
 
 def _factors(prompt: ImagePrompt | None, labels: Sequence[str]) -> BlockFactors:
@@ -101,8 +95,10 @@ def _match(column: Column) -> Float[Tensor, " rows"] | None:
 
 
 def _by_noise(column: Column) -> Bool[Tensor, " rows"] | None:
-    chosen = torch.tensor([prompt is not None and prompt.unit == "noise" for prompt in column])
-    return chosen if bool(chosen.any()) else None
+    """Rows without a prompt go along with the others, so that steps are asked for only where some row counts them."""
+    if not any(prompt is not None and prompt.unit == "noise" for prompt in column):
+        return None
+    return torch.tensor([prompt is None or prompt.unit == "noise" for prompt in column])
 
 
 def _chosen(column: Column, *modes: str) -> Bool[Tensor, " rows"]:

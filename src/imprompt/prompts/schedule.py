@@ -71,6 +71,26 @@ def factor_at(curve: Curve, start: float, end: float, progress: float, *, slack:
     return float(factor)
 
 
+def factors_over_run(curve: Curve, start: float, end: float, *, count: int, slack: float) -> list[float]:
+    """The factors at `count` places spread evenly over the whole run: the curve's in its window, 0 outside of it.
+
+    Args:
+        curve: as in `factor_at`.
+        start: where the window opens.
+        end: where it closes.
+        count: number of places, the run's two ends included.
+        slack: how far the window reaches out to places before it.
+    """
+    places = [number / (count - 1) for number in range(count)]
+    inside = [start <= place + slack and (place + slack < end or end >= 1.0) for place in places]  # as `window`
+    if curve == "constant":
+        return [float(acts) for acts in inside]
+    return [
+        factor_at(curve, start, end, place, slack=slack) if acts else 0.0
+        for place, acts in zip(places, inside, strict=True)
+    ]
+
+
 def check_curve(curve: object) -> None:
     """Refuse what is no curve.
 

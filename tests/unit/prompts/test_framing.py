@@ -27,7 +27,12 @@ def test_a_crop_has_its_focus_in_the_middle_as_far_as_it_can(x, left):
 
 @pytest.mark.parametrize(
     ("size", "count", "starts"),
-    [((120, 40), 3, [0, 40, 80]), ((100, 40), 3, [0, 30, 60]), ((60, 40), 2, [0, 20]), ((400, 40), 4, [0, 120, 240, 360])],
+    [
+        ((120, 40), 3, [0, 40, 80]),
+        ((100, 40), 3, [0, 30, 60]),
+        ((60, 40), 2, [0, 20]),
+        ((400, 40), 4, [0, 120, 240, 360]),
+    ],
 )
 def test_tiles_of_a_long_picture_share_its_longer_side(size, count, starts):
     wide = Image.fromarray(np.tile((np.arange(size[0]) // 4).astype(np.uint8)[None, :, None], (size[1], 1, 3)))

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from imprompt.core.errors import PromptError
-from imprompt.prompts.schedule import CURVES, check_curve, factor_at, window
+from imprompt.prompts.schedule import CURVES, check_curve, factor_at, factors_over_run, window
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,13 @@ def test_what_is_no_curve(curve, message: str) -> None:
 def test_a_function_without_a_number_is_said_when_it_is_asked() -> None:
     with pytest.raises(PromptError, match="curve gives nan at 0.500"):
         factor_at(lambda _: math.nan, 0.0, 1.0, 0.5)
+
+
+@pytest.mark.parametrize("curve", ["constant", "ease fall", (0.5, 1.0, 2.0)])
+def test_a_whole_run_at_once(curve) -> None:
+    for start, end in ((0.0, 1.0), (0.25, 0.5), (0.5, 1.0)):
+        table = factors_over_run(curve, start, end, count=11, slack=0.01)
+        for number, factor in enumerate(table):
+            at = number / 10
+            acts = window(start, end, at + 0.01)
+            assert factor == (factor_at(curve, start, end, at, slack=0.01) if acts else 0.0)
