@@ -12,10 +12,12 @@ HUB_NAME = re.compile(r"\"[\w.-]+/[\w.-]+\"")
 
 def blocks():
     for document in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        for number, match in enumerate(BLOCK.finditer(document.read_text())):
-            marks = [pytest.mark.network] if HUB_NAME.search(match[1]) else []
-            name = f"{document.relative_to(ROOT)}:{number}"
-            yield pytest.param(match[1], id=name, marks=marks)
+        found = [match[1] for match in BLOCK.finditer(document.read_text())]
+        if document.is_relative_to(ROOT / "docs" / "guide"):
+            found = ["\n".join(found)]  # the blocks of a guide follow one another
+        for number, code in enumerate(found):
+            marks = [pytest.mark.network] if HUB_NAME.search(code) else []
+            yield pytest.param(code, id=f"{document.relative_to(ROOT)}:{number}", marks=marks)
 
 
 @pytest.mark.parametrize("code", list(blocks()))
@@ -38,3 +40,9 @@ def test_readme_has_no_gaps_and_names_files_that_are_there():
     assert not re.findall(r"^[A-Z]{4,}$", text, re.MULTILINE)
     for path in re.findall(r"`(src/[\w/.]+)`", text):
         assert (ROOT / path).exists(), path
+
+
+def test_pictures_of_guides_are_there_and_small():
+    for document in (ROOT / "docs" / "guide").glob("*.md"):
+        for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", document.read_text()):
+            assert 0 < (document.parent / path).stat().st_size < 150_000, path

@@ -12,6 +12,7 @@ from imprompt.encoders.vision import VisionEncoder
 from imprompt.generation.faces import FaceFeatures, crop_size
 from imprompt.generation.provenance import describe_prompt
 from imprompt.generation.resolve import image_tokens
+from imprompt.prompts.expand import expand
 from tests import tiny, tiny_faces
 
 EMBEDDING, ASPECT = torch.ones(tiny_faces.FACE), torch.ones(5, tiny_faces.CROP)
@@ -88,3 +89,14 @@ def test_provenance_tells_of_faces() -> None:
     assert told["structure"] == 2.0 and len(told["face"]) == 64
     given = describe_prompt(ImagePrompt(features=EMBEDDING, crop_features=ASPECT))
     assert len(given["crop_features_sha256"]) == 64
+
+
+def test_masks_for_each_face_part_both_features() -> None:
+    pair = ImagePrompt(
+        features=torch.stack([EMBEDDING, 2 * EMBEDDING]),
+        crop_features=torch.stack([ASPECT, 3 * ASPECT]),
+        mask=[torch.ones(4, 4), torch.zeros(4, 4)],
+    )
+    for factor, part in enumerate(expand(pair), 1):
+        assert part.features is not None and torch.equal(part.features, factor * EMBEDDING[None])
+        assert part.crop_features is not None and torch.equal(part.crop_features, (2 * factor - 1) * ASPECT[None])
