@@ -45,7 +45,11 @@ def _pictures(prompt: ImagePrompt) -> list[ImagePrompt]:
     if prompt.features.ndim == 1:
         return [replace(prompt, **alone)]
     # The first axis counts pictures: a hidden layer of a single one has to say so here.
-    return [replace(prompt, features=features[None], **alone) for features in prompt.features]
+    crops = [None] * len(prompt.features) if prompt.crop_features is None else prompt.crop_features
+    return [
+        replace(prompt, features=features[None], crop_features=None if crop is None else crop[None], **alone)
+        for features, crop in zip(prompt.features, crops, strict=True)
+    ]
 
 
 def _times(weight: float | None, factor: float) -> float | None:
