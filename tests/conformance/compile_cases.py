@@ -304,3 +304,43 @@ def test_lora_of_an_adapter_follows_its_rows_without_recompilation(fuse: bool) -
         images.set(None)
         assert close(tiny.call(model, inputs), plain)
     assert close(tiny.call(model, inputs), plain)
+
+
+COMPOSED: list[list[dict[str, Any]]] = [  # fields of the two rows' prompts: of one set of tables each pair
+    [
+        {"weight": 0.7, "curve": "fall", "attention": "keys and values", "blocks": "precise composition"},
+        {"unit": "noise", "start": 0.3, "image_weights": [0.4, 1.0]},
+    ],
+    [
+        {"weight": 0.2, "curve": [1.0, 0.0, 0.5], "attention": "keys and values", "blocks": "precise composition"},
+        {"unit": "noise", "end": 0.6, "image_weights": [1.5, 0.2]},
+    ],
+    [{"attention": "norm matched", "blocks": "style"}, {"attention": "norm matched", "weight": 0.3}],
+    [{"attention": "norm matched", "blocks": "ease in"}, {"weight": -0.5, "end": 0.5}],
+]
+
+
+@pytest.mark.parametrize("pair", [COMPOSED[:2], COMPOSED[2:]], ids=["tables", "matched"])
+def test_composed_prompts(pair: list[list[dict[str, Any]]], fuse: bool) -> None:
+    """Everything that tables and tokens can say is the same compiled, and changes without another graph."""
+    from imprompt.generation.attach import attach as attach_prompts
+    from imprompt.prompts.image_prompt import ImagePrompt
+
+    def outputs(pipe: Any, graphs: list[int]) -> list[Tensor]:
+        made = []
+        with attach_prompts(pipe, tiny.adapter(pipe.unet), fuse=fuse) as images:
+            for fields in pair:
+                images.set(
+                    rows=[[ImagePrompt([tiny.picture(seed=1), tiny.picture(seed=2)], **each)] for each in fields]
+                )
+                made.append(two_rows(pipe))
+                graphs.append(num_graphs())
+        return made
+
+    parts = {"image_encoder": tiny.vision_tower(), "feature_extractor": tiny.image_processor()}
+    wanted = outputs(tiny.pipeline(family="small", **parts), [])
+    graphs: list[int] = []
+    found = outputs(compiled(tiny.pipeline(family="small", **parts)), graphs)
+    assert (wanted[0] - wanted[1]).abs().max() > 0.1
+    assert all(close(a, b) for a, b in zip(found, wanted, strict=True))
+    assert graphs[0] == graphs[1] <= 2

@@ -68,13 +68,18 @@ def bank_strengths(branch: Branch, spec: AdapterSpec, sites: Sequence[Site]) -> 
     copies = 1 if branch.null_tokens is None else 2
     by_noise = None if branch.by_noise is None else branch.by_noise.repeat(copies)
     looked_up = Strengths(
-        scale=scale,
-        keys=keys,
+        scale=_over_run(scale),
+        keys=None if keys is None else _over_run(keys),
         by_noise=by_noise,
         has_steps=branch.is_scheduled and (by_noise is None or not bool(by_noise.all())),
         match=None if branch.match is None else branch.match.repeat(copies),
     )
     return none, looked_up
+
+
+def _over_run(table: Float[Tensor, "steps sites bank"]) -> Float[Tensor, "all_steps sites bank"]:
+    """A table for the whole run, also of what is constant: a compiled graph looks at shapes, not at schedules."""
+    return table.expand(NUM_PROGRESS, -1, -1).contiguous()
 
 
 def _both_halves(branch: Branch, spec: AdapterSpec, sites: Sequence[Site]) -> tuple[Tensor, Tensor | None]:
@@ -95,12 +100,10 @@ def look_up(
     """A table's entries for the rows of a call.
 
     Args:
-        table: one step if it is constant, else `NUM_PROGRESS`.
+        table: over the run.
         bins: places in such a table: for the whole call or for each row of it, alike for all rows of the bank or not.
         index: the bank's row of every row of the call.
     """
-    if len(table) < NUM_PROGRESS:
-        return table[0][:, index]
     bins = bins.expand(len(index), table.shape[2]).gather(1, index[:, None])[:, 0]
     return table[bins, :, index].T
 

@@ -29,7 +29,7 @@ def encode_prompt(prompt: ImagePrompt, adapter: Adapter, source: FeatureSource) 
     assert features is not None
     negative = prompt.negative
     if isinstance(negative, Noise):
-        negative = noisy(load_image(prompt.images[0]), negative)
+        negative = noisy(load_image(next(iter(prompt.images))), negative)
     return replace(
         prompt,
         image=None,
