@@ -10,8 +10,8 @@ from imprompt.adapter.attention import level_size, merge_heads, region_weight, s
 from imprompt.adapter.bank import build_bank
 from imprompt.adapter.clock import progress_bins, run_timesteps
 from imprompt.adapter.conditioning import NUM_PROGRESS, Branch, Conditioning
-from imprompt.adapter.guidance import LAYOUTS, bank_rows, layout_of
 from imprompt.adapter.families.unet import find_sites
+from imprompt.adapter.guidance import LAYOUTS, bank_rows, layout_of
 from imprompt.core.errors import ConditioningError
 from tests import tiny
 
