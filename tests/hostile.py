@@ -11,6 +11,7 @@ import pickle
 import random
 import struct
 import subprocess
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -240,6 +241,7 @@ def bombs(state: dict[str, dict[str, Tensor]]) -> Iterator[tuple[str, bytes]]:
     yield "instructions twice", repacked(plain, lambda _name, part: part) + plain
     yield "no numbers", repacked(plain, lambda name, part: None if "/data/" in name else part)
     yield "TorchScript", repacked(plain, lambda name, part: part if "pkl" not in name else b"\x80\x02N.")
+    yield from two_in_one(state)
     yield "seven-zip", b"7z\xbc\xaf\x27\x1c" + plain[6:]
     for legacy in (False, True):
         word = "legacy " if legacy else ""
@@ -271,6 +273,56 @@ def bombs(state: dict[str, dict[str, Tensor]]) -> Iterator[tuple[str, bytes]]:
             f"{name}, in an archive",
             repacked(plain, lambda n, part, text=text: text if n.endswith("data.pkl") else part),
         )
+
+
+def two_in_one(state: dict[str, dict[str, Tensor]]) -> Iterator[tuple[str, bytes]]:
+    """Files that are one thing from their start and another from their end: a harmless one, and one that takes 700 MiB.
+
+    torch goes by the first four bytes, Python's zipfile by the last.
+    """
+    plain, bomb = pickled(state), Call(bytearray, 700 * 2**20)
+    evil, old = (pickled({**state, "extra": bomb}, legacy=legacy) for legacy in (False, True))
+    yield "legacy + zip", old + plain
+    yield "harmless legacy + zip", pickled(state, legacy=True) + plain
+    yield "zip + legacy", plain + old
+    yield "zip + zip", evil + plain
+    yield "junk + zip", b"\x80\x02N." * 100 + plain
+    yield "zip + junk", plain + b"\0" * 64
+    yield "zip with a comment", plain[:-2] + struct.pack("<H", 2000) + bytes(2000)
+    place = plain.index(b"PK\x01\x02")  # the directory, which is moved back
+    moved = place + len(old)
+    shifted = plain[:-6] + struct.pack("<I", moved) + plain[-2:]
+    yield "bytes before the directory", shifted[:place] + old + shifted[place:]
+    stream = next(part for name, part in _parts(evil) if name.endswith("data.pkl"))
+    for name in ("archive/DATA.PKL", "archive/Data.pkl", "archive/xdata.pkl"):
+        yield name, _added(plain, name, stream)
+    renamed = plain.replace(b"archive/data.pkl", b"archive/DATA.PKL")
+    yield "two streams of one name", _added(renamed, "other/data.pkl", stream)
+    hidden = plain.replace(b"archive/data.pkl", b"archive/data.pkm", 1)  # under another name than in the directory
+    yield "a part of two names", hidden
+    yield "tar", _tar(pickled(state, legacy=True))
+
+
+def _parts(content: bytes) -> list[tuple[str, bytes]]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+
+
+def _added(content: bytes, name: str, part: bytes) -> bytes:
+    target = io.BytesIO(content)
+    with zipfile.ZipFile(target, "a") as archive:
+        archive.writestr(name, part)
+    return target.getvalue()
+
+
+def _tar(content: bytes) -> bytes:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return target.getvalue()
 
 
 def bare_streams() -> Iterator[tuple[str, bytes]]:

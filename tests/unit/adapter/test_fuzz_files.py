@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from imprompt.adapter.checkpoint import files, load_adapter, pickles, read_spec, save_adapter
 from imprompt.core.errors import CheckpointError
-from tests import tiny
+from tests import hostile, tiny
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "fuzz_files.py"
 
@@ -52,11 +52,34 @@ def test_the_canary_lives_in_the_gadgets(fuzz: ModuleType, tmp_path: Path) -> No
     """They are real: unpickled as pickle itself does it, one of them leaves its file."""
     import pickle
 
-    from tests import hostile
-
     canary = tmp_path / "it-ran"
     pickle.loads(pickle.dumps(hostile.calls(canary)["os.system"]))
     assert canary.exists()
+
+
+STATE = {"image_proj": {"proj.weight": torch.ones(3, 3)}, "ip_adapter": {"1.to_k_ip.weight": torch.zeros(5000)}}
+TWO_IN_ONE = list(hostile.two_in_one(STATE))
+
+
+@pytest.mark.parametrize(("name", "content"), TWO_IN_ONE, ids=[name for name, _ in TWO_IN_ONE])
+def test_a_file_that_can_be_read_in_two_ways_is_refused_before_torch_reads_it(
+    name: str, content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.bin is refused"):
+        pickles.check_pickle(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("num_numbers", [1, 5, 16, 100_000])
+def test_what_torch_writes_passes(legacy: bool, num_numbers: int, tmp_path: Path) -> None:
+    state = {**STATE, "more": {"a": torch.ones(num_numbers), "é" * 40: torch.ones(num_numbers).half()}}
+    path = tmp_path / "a b.c.bin"
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    pickles.check_pickle(path)
+    (tmp_path / "b.bin").write_bytes(hostile.pickled(state, legacy=legacy))
+    pickles.check_pickle(tmp_path / "b.bin")
 
 
 # What the safetensors library checks, and what it leaves to us -------------------------------------------------------

@@ -7,10 +7,12 @@ make tensors of other kinds. An adapter needs fewer: a dictionary of plain tenso
 import io
 import mmap
 import pickletools
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+from imprompt.adapter.checkpoint.archives import foreign_bytes, is_archive
 from imprompt.core.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 16 * 2**30  # a training checkpoint of Stable Diffusion XL in single precision has twelve
@@ -48,15 +50,28 @@ def check_pickle(path: Path) -> None:
     if size > MAX_PICKLE_BYTES:
         raise CheckpointError(f"{path.name} is refused: {size:,} bytes, more than {MAX_PICKLE_BYTES:,}")
     try:
-        if zipfile.is_zipfile(path):
+        if is_archive(path):
             _check_stream(path, _stream_of_archive(path, size), pickles=1, content=0)
         else:
+            _check_is_one_file(path)
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as file_content:
                 _check_stream(path, file_content, pickles=LEGACY_PICKLES, content=LEGACY_CONTENT)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file ends in any of a dozen kinds
         raise _refusal(path, f"its instructions cannot be read: {_first_line(error)}") from error
+
+
+def _check_is_one_file(path: Path) -> None:
+    """Refuse what other programs, or torch itself, would take for something else than a pickle of the older format."""
+    if zipfile.is_zipfile(path):
+        raise _refusal(path, "it starts as a pickle and ends as an archive, so that it can be read in two ways")
+    try:
+        with tarfile.open(path, "r:"):
+            pass
+    except tarfile.TarError:
+        return
+    raise _refusal(path, "it is a tar archive, which torch's careful loader does not read")
 
 
 def _stream_of_archive(path: Path, size: int) -> Any:
@@ -69,9 +84,12 @@ def _stream_of_archive(path: Path, size: int) -> Any:
         packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
         if packed:
             raise _refusal(path, f"its part {packed[0][:80]!r} is packed, which torch's files are not")
-        streams = [entry for entry in entries if entry.filename.endswith("data.pkl")]
-        if len(streams) != 1 or len({entry.filename for entry in entries}) != len(entries):
-            raise _refusal(path, f"an archive with {len(streams)} 'data.pkl', or parts of one name; expected one each")
+        foreign = foreign_bytes(path, archive)
+        if foreign is not None:
+            raise _refusal(path, f"an archive with {foreign}, so that it can be read in two ways")
+        streams = [entry for entry in entries if entry.orig_filename.lower().endswith("data.pkl")]
+        if len(streams) != 1:
+            raise _refusal(path, f"an archive with {len(streams)} 'data.pkl'; expected one")
         if streams[0].file_size > MAX_STREAM_BYTES:
             raise _refusal(path, f"{streams[0].file_size:,} bytes of instructions, more than {MAX_STREAM_BYTES:,}")
         return io.BytesIO(archive.read(streams[0]))
