@@ -42,7 +42,7 @@ def inspect(
         str,
         typer.Argument(
             help="An adapter: a file, a training run's folder, OWNER/REPOSITORY:FILE on the hub, or a published name; "
-            "or a .png of ours."
+            "OWNER/REPOSITORY of published adapters, to list them; or a .png of ours."
         ),
     ],
     variant: Annotated[str | None, typer.Option(help="What it is, where its tensors do not tell.")] = None,
@@ -50,7 +50,7 @@ def inspect(
 ) -> None:
     """Tell what an adapter file is and what it fits; of a picture that imprompt made, how it was made.
 
-    Weights are not loaded, only shapes are read.
+    Weights are not loaded, only shapes are read; a repository of published adapters is listed without a download.
 
     Examples:
 
@@ -58,13 +58,26 @@ def inspect(
 
     imprompt inspect h94/IP-Adapter:sdxl_models/ip-adapter_sdxl.safetensors --json
 
+    imprompt inspect h94/IP-Adapter
+
     imprompt inspect runs/checkpoint-2000
     """
-    facts = picture_facts(Path(file)) if Path(file).suffix.lower() == ".png" else adapter_facts(file, variant)
+    from imprompt.cli.repository import as_rows, repository_facts
+
+    listed = repository_facts(file)
+    if listed is not None:
+        facts = listed if as_json else as_rows(listed)
+    else:
+        facts = facts_of(file, variant)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         print_table(facts)
+
+
+def facts_of(file: str, variant: str | None = None) -> dict[str, Any]:
+    """What is known of a picture or an adapter."""
+    return picture_facts(Path(file)) if Path(file).suffix.lower() == ".png" else adapter_facts(file, variant)
 
 
 def picture_facts(path: Path) -> dict[str, Any]:
