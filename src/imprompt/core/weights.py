@@ -44,7 +44,7 @@ def resolve_file(
 
     Returns:
         A path on this machine; from the hub, inside its cache. A published file has been checked: its size, and how its
-        hash begins, are as they should be where that is known.
+        hash begins, are as they should be where that is known. A revision of one's own choice may hold another.
 
     Raises:
         DownloadError: It is neither here nor reachable, or not what was published.
@@ -59,11 +59,12 @@ def resolve_file(
     for file in files:
         kept = in_models_root(place.repository, file.path, root=root)
         if kept is not None and kept.is_file():
-            return _checked(kept, file)
+            return _checked(kept, file) if _is_pinned(place, file, revision) else kept
     failures: list[DownloadError] = []
     for file in files:
         try:
-            return _checked(_hub_file(place, file, revision), file)
+            found = _hub_file(place, file, revision)
+            return _checked(found, file) if _is_pinned(place, file, revision) else found
         except DownloadError as error:
             failures.append(error)
     raise failures[0]  # what was wrong with the best
@@ -198,6 +199,12 @@ def _hub_file(place: HubName, file: PublishedFile, revision: str | None) -> Path
     asked = revision or place.revision or file.revision
     pinned = REVISIONS.get(place.repository) if is_published(place.repository, file) else None
     return _download(download, f"'{file.path}' of '{place.repository}'", revision=asked, pinned=pinned)
+
+
+def _is_pinned(place: HubName, file: PublishedFile, revision: str | None) -> bool:
+    """Whether the revision that is wanted is the one whose files the table knows."""
+    asked = revision or place.revision
+    return asked is None or asked == (file.revision or REVISIONS.get(place.repository))
 
 
 def _checked(path: Path, file: PublishedFile) -> Path:

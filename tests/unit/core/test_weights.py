@@ -160,6 +160,27 @@ def test_a_revision_that_was_asked_for_is_the_only_one(
     assert [where for _, _, where in hub] == [{"revision": "abc"}] * 2
 
 
+@pytest.mark.parametrize("size, digest", [(98_183_288, None), (None, "ab" * 8)])
+def test_another_revision_may_hold_another_file(
+    published: Callable[..., None], hub: list[Any], tmp_path: Path, size: int | None, digest: str | None
+) -> None:
+    """What is known of a file's size and content is known of the pinned revision's."""
+    published(PublishedFile(f"{PLUS}.safetensors", size, digest))
+    path = write(tmp_path / "cache" / f"{PLUS}.safetensors")
+    assert resolve_file(f"{H94}:{PLUS}", revision="abc") == path
+    assert resolve_file(f"{H94}@abc:{PLUS}") == path
+    for revision in (None, REVISIONS[H94]):
+        with pytest.raises(DownloadError, match="get it again"):
+            resolve_file(f"{H94}:{PLUS}", revision=revision)
+    own = PublishedFile(f"{PLUS}.safetensors", size, digest, revision="refs/pr/4")
+    published(own)
+    assert resolve_file(f"{H94}:{PLUS}", revision=REVISIONS[H94]) == path
+    with pytest.raises(DownloadError, match="get it again"):
+        resolve_file(f"{H94}@refs/pr/4:{PLUS}")
+    kept = write(tmp_path / "root" / H94 / f"{PLUS}.safetensors")
+    assert resolve_file(f"{H94}@abc:{PLUS}", root=tmp_path / "root") == kept
+
+
 def test_what_the_cache_has_will_do_where_the_pinned_revision_cannot_be_had(
     published: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
