@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from imprompt.adapter.adapter import Adapter
-from imprompt.adapter.families import Family, family_named
+from imprompt.adapter.families import Family, family_named, family_of
 from imprompt.adapter.sites import Site
 from imprompt.core.errors import HostMismatch
 
@@ -41,15 +41,16 @@ def second_denoiser(pipe: Any) -> str | None:
 
 
 def common_family(adapters: tuple[Adapter, ...]) -> Family:
-    """The family of adapters that are to be attached together.
+    """The family of adapters that are to be attached together: that which the others may stand beside.
 
     Raises:
-        HostMismatch: they are of several families, or there are none.
+        HostMismatch: they are of families that do not go together, or there are none.
     """
     names = list(dict.fromkeys(adapter.spec.family for adapter in adapters))
-    if len(names) != 1:
-        raise HostMismatch(f"adapters of {' and '.join(map(repr, names)) or 'no family'}; attach those of one family")
-    return family_named(names[0])
+    for family in map(family_named, names):
+        if {*names} <= {family.name, *family.beside}:
+            return family
+    raise HostMismatch(f"adapters of {' and '.join(map(repr, names)) or 'no family'}; attach those of one family")
 
 
 def sites_of(family: Family, host: nn.Module) -> tuple[Site, ...]:
@@ -95,6 +96,11 @@ def check_fit(adapter: Adapter, sites: tuple[Site, ...], host: nn.Module) -> Non
         raise HostMismatch(
             f"{spec.name!r} wants a {spec.family} host with {wanted[1]} attentions of width {wanted[0]}; "
             f"{type(host).__name__} has {found[1]} of width {found[0]}. Load the base that the adapter was made for."
+        )
+    if not family.fits(host):
+        raise HostMismatch(
+            f"{spec.name!r} is for {family.title}, but this {type(host).__name__} is that of "
+            f"{family_of(host).title}. Load the base that the adapter was made for."
         )
     for index, width in zip(spec.site_indices, spec.site_widths, strict=True):
         site = places[index]

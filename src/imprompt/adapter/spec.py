@@ -183,6 +183,8 @@ KEY_VALUE_KINDS: dict[str, type[KeyValueSpec]] = {
     "timed": TimedKVSpec,
     "perceiver": PerceiverKVSpec,
 }
+# What specs of earlier versions call "sdxl", since Kolors had no family of its own.
+_RENAMED = {("kolors-ip-adapter-plus", "sdxl"): "kolors"}
 _KINDS: dict[str, dict[str, type[Any]]] = {"projector": PROJECTOR_KINDS, "key_values": KEY_VALUE_KINDS}
 
 
@@ -293,6 +295,7 @@ class AdapterSpec:
             fields["lora"] = LoraSpec(rank=lists.pop("rank"), **{key: tuple(value) for key, value in lists.items()})
         for name in ("site_indices", "site_widths"):
             fields[name] = tuple(fields[name])
+        fields["family"] = _RENAMED.get((fields["name"], fields["family"]), fields["family"])
         spec = cls(**fields)
         check_spec(spec)
         return spec

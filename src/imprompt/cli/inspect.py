@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from imprompt.adapter.checkpoint import Contents
     from imprompt.adapter.spec import AdapterSpec, FeatureSpec
 
-KOLORS = "Kolors"  # a UNet of SDXL's shape
-
 COUNTS = ("bytes", "parameters")  # printed with separators
 MIN_WIDTH = 96  # of the table, in letters, so that a hash stays in one piece
 
@@ -206,8 +204,7 @@ def _fits(spec: "AdapterSpec") -> str:
     shape = f"{len(spec.site_indices)} {kind} of width {spec.cross_attention_dim}"
     if spec.family == "unet":
         return f"a UNet with {shape}"
-    name = KOLORS if spec.name == "kolors-ip-adapter-plus" else family.title
-    return f"{name} and its fine-tunes ({shape})"
+    return f"{family.title} and its fine-tunes ({shape})"
 
 
 def _unknowns(spec: "AdapterSpec", others: tuple[str, ...]) -> list[str]:

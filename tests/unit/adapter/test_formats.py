@@ -20,7 +20,7 @@ from tests.published import PUBLISHED, write_safetensors
 from tests.tiny import seeded
 
 # What a layout cannot hold is refused: a part of a file, and what diffusers has no adapter for.
-IN_DIFFUSERS = ("sd1", "sdxl", "flux-xlabs", "sd3-instantx")
+IN_DIFFUSERS = ("sd1", "sdxl", "kolors", "flux-xlabs", "sd3-instantx")
 
 
 def specs() -> dict[str, AdapterSpec]:

@@ -16,6 +16,7 @@ from imprompt.core.errors import CheckpointError, ImpromptError, UnknownFormat
 
 @lru_cache
 def meta_unet(family: str) -> Any:
+    kolors = {"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj"} if family == "kolors" else {}
     with torch.device("meta"):
         if family == "sd1":
             return UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
@@ -31,6 +32,7 @@ def meta_unet(family: str) -> Any:
             addition_embed_type="text_time",
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
+            **kolors,
         )
 
 
@@ -113,7 +115,7 @@ VARIANTS: list[tuple[str, str, ProjectorSpec, str, int]] = [
     ("ip-adapter_sdxl", "sdxl", linear(1280, 2048), "OpenCLIP ViT-bigG/14", 351_285_248),
     ("ip-adapter_sdxl_vit-h", "sdxl", linear(1024, 2048), "OpenCLIP ViT-H/14", 349_188_096),
     ("ip-adapter-plus_sdxl_vit-h", "sdxl", resampler(1280, 1280, 20, 2048), "OpenCLIP ViT-H/14", 423_748_864),
-    ("kolors-ip-adapter-plus", "sdxl", resampler(1024, 2048, 12, 2048), "CLIP ViT-L/14-336", 506_552_320),
+    ("kolors-ip-adapter-plus", "kolors", resampler(1024, 2048, 12, 2048), "CLIP ViT-L/14-336", 506_552_320),
 ]
 
 

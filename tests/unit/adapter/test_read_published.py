@@ -18,7 +18,7 @@ from imprompt.core.errors import CheckpointError
 from tests.published import PUBLISHED, Published, write_safetensors
 
 FAMILIES = {
-    "kolors": ("sdxl", "kolors-text"),
+    "kolors": ("kolors", "kolors-text"),
     "flux": ("flux-xlabs", "flux-instantx", "flux-pulid"),
     "sd3": ("sd3-instantx",),
 }

@@ -231,5 +231,5 @@ def _as_variant(spec: AdapterSpec, chosen: Variant | None, hints: Hints) -> Adap
         if not isinstance(spec.projector, FacePlusSpec):
             raise CheckpointError("shortcut= is for FaceID-Plus alone, which this is not; leave it out")
         spec = replace(spec, projector=replace(spec.projector, shortcut=shortcut))
-    name = spec.name if chosen is None else chosen.name
-    return replace(spec, name=name, features=replace(spec.features, **changes))
+    name, family = (spec.name, spec.family) if chosen is None else (chosen.name, chosen.family)
+    return replace(spec, name=name, family=family, features=replace(spec.features, **changes))

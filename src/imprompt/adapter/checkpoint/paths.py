@@ -28,7 +28,7 @@ _SDXL = (
     ("up_blocks.1", 3, 2, 640),
     ("mid_block", 1, 10, 1280),
 )
-_BLOCKS = {"sd1": _SD1, "sd2": _SD1, "sdxl": _SDXL, "kolors-text": _SDXL}
+_BLOCKS = {"sd1": _SD1, "sd2": _SD1, "sdxl": _SDXL, "kolors": _SDXL, "kolors-text": _SDXL}
 _TOKEN_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
 

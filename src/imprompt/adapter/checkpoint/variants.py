@@ -43,6 +43,8 @@ ENCODERS: dict[tuple[Layer, int], str] = {
     ("tokens", 2048): PULID_ENCODERS,
 }
 
+SAME_SHAPES = {"kolors": "sdxl"}  # families whose keys and values tell another
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -87,7 +89,7 @@ VARIANTS = (
     Variant("ip-adapter-plus_sdxl_vit-h", "sdxl", ResamplerSpec, (2048, 1280, 16)),
     Variant("ip-adapter-plus-face_sdxl_vit-h", "sdxl", ResamplerSpec, (2048, 1280, 16), _FACE),
     Variant("ip-composition-adapter_sdxl", "sdxl", ResamplerSpec, (2048, 1280, 16), _COMPOSITION),
-    Variant("kolors-ip-adapter-plus", "sdxl", ResamplerSpec, (2048, 1024, 16)),
+    Variant("kolors-ip-adapter-plus", "kolors", ResamplerSpec, (2048, 1024, 16)),
     Variant("ip-adapter-faceid_sd15", "sd1", PooledMLPSpec, (768, FACE_WIDTH, 4)),
     Variant("ip-adapter-faceid-portrait_sd15", "sd1", PooledMLPSpec, (768, FACE_WIDTH, 16)),
     Variant("ip-adapter-faceid-portrait-v11_sd15", "sd1", PooledMLPSpec, (768, FACE_WIDTH, 16), "portrait.?v11"),
@@ -121,10 +123,10 @@ VARIANTS = (
 
 
 def variants_of(family: str, projector: ProjectorSpec) -> tuple[Variant, ...]:
-    """The published adapters with these sizes, the likeliest first."""
-    sizes = (projector.width, projector.feature_width, projector.num_tokens)
+    """The published adapters with these sizes, the likeliest first, of a family as far as shapes tell it."""
+    wanted = (family, type(projector), (projector.width, projector.feature_width, projector.num_tokens))
     return tuple(
-        each for each in VARIANTS if (each.family, each.projector, each.sizes) == (family, type(projector), sizes)
+        each for each in VARIANTS if (SAME_SHAPES.get(each.family, each.family), each.projector, each.sizes) == wanted
     )
 
 

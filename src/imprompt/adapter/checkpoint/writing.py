@@ -30,7 +30,7 @@ TARGETS = {
 
 _OWN_LAYOUTS = {"flux-xlabs": XLABS, "kolors-text": ADAPTER_MODULES}
 _IN_DIFFUSERS = {
-    **dict.fromkeys(("sd1", "sd2", "sdxl", "unet"), DIFFUSERS),
+    **dict.fromkeys(("sd1", "sd2", "sdxl", "kolors", "unet"), DIFFUSERS),
     "flux-xlabs": DIFFUSERS_FLUX,
     "sd3-instantx": DIFFUSERS_SD3,
 }

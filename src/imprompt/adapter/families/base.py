@@ -92,6 +92,8 @@ class Family:
         sites: finds the sites of a host, in checkpoint order.
         fits: whether a host of these classes is of this family.
         is_default: whether a fresh adapter for such a host is of this family; others are chosen by a file.
+        beside: other families whose adapters may act on a host together with this one's: their sites are the same, and
+            what this one does to tokens leaves theirs alone.
         latents: name of the denoiser's argument that holds the latents.
         timestep: name of the argument that holds the timestep; None where there is none.
         clock: the timestep as the scheduler counts it, of the denoiser's and of the host; None where the denoiser's
@@ -118,6 +120,7 @@ class Family:
     sites: Callable[[nn.Module], tuple[Site, ...]]
     matches: Callable[[nn.Module], bool] | None = None
     is_default: bool = True
+    beside: tuple[str, ...] = ()
     latents: str = "hidden_states"
     timestep: str | None = "timestep"
     clock: Callable[[Any, Any], Any] | None = same

@@ -64,18 +64,32 @@ def _site(index: int, name: str, module: Any) -> Site:
 
 
 def has_shape(width: int, num_sites: int) -> Callable[[nn.Module], bool]:
-    """Whether a UNet attends to tokens of a width at so many sites."""
+    """Whether a UNet attends to tokens of a width at so many sites, and takes its text as it comes."""
 
     def matches(host: nn.Module) -> bool:
         found = [module for name, module in attentions(host) if name.endswith(".attn2")]
-        return len(found) == num_sites and found[0].to_k.in_features == width
+        return len(found) == num_sites and found[0].to_k.in_features == width and not projects_text(host)
 
     return matches
 
 
+def projects_text(host: Any) -> bool:
+    """Whether a UNet projects its text first, which tells Kolors from SDXL, whose shape it has.
+
+    Where diffusers has loaded an adapter of its own, the configuration no longer says so.
+    """
+    is_moved = getattr(host, "text_encoder_hid_proj", None) is not None
+    return is_moved or getattr(host.config, "encoder_hid_dim_type", None) == "text_proj"
+
+
 def through_text_projection(host: Any, tokens: Tensor) -> Tensor:
-    """Kolors' projection of its text states, which its face adapter's tokens pass too."""
+    """Kolors' projection of its text states, which its face adapter's tokens pass too.
+
+    Those of other adapters beside it are as wide as what the projection gives, and stay as they are.
+    """
     projection = _text_projection(host)
+    if tokens.shape[-1] != projection.in_features:
+        return tokens
     weight = next(projection.parameters())
     return projection(tokens.to(weight.device, weight.dtype)).to(tokens.dtype)
 
@@ -146,6 +160,7 @@ def _beside(name: str, title: str, hosts: tuple[str, ...], *places: Place, **opt
 
 
 FAMILIES = (
+    _family("kolors", "Kolors", projects_text),
     _family("sd1", "Stable Diffusion 1.x", has_shape(768, 16)),
     _family("sd2", "Stable Diffusion 2.x", has_shape(1024, 16)),
     _family("sdxl", "Stable Diffusion XL", has_shape(2048, 70)),
@@ -154,10 +169,11 @@ FAMILIES = (
         "Kolors, image tokens by way of its text projection",
         None,
         is_default=False,
+        beside=("kolors",),
         host_tokens=through_text_projection,
         host_token_width=text_projection_width,
     ),
-    _family("unet", "a UNet of its own shape", None),
+    _family("unet", "a model of its own shape", None),
     _beside(
         "unet-video",
         "AnimateDiff, ModelScope and I2VGen-XL",
