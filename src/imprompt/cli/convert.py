@@ -2,7 +2,7 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,26 +31,48 @@ def convert(
     """Write an adapter in another layout; the new file is loaded back and compared before it replaces anything.
 
     native: the official names for every variant, with all that imprompt knows of it in the file's header. official: as
-    its authors publish it. comfy: as ComfyUI's nodes read it. diffusers: the state of a denoiser that has it loaded.
+    its authors publish it, with what else their file holds. comfy: as ComfyUI's nodes read it. diffusers: the state of
+    a denoiser that has it loaded.
 
     Examples:
 
     imprompt convert runs/checkpoint-2000 my-adapter.safetensors
 
+    imprompt convert InstantX/CSGO:csgo.bin csgo.safetensors --to official
+
     imprompt convert h94/IP-Adapter-FaceID:ip-adapter-faceid-plusv2_sd15.bin ComfyUI/models/ipadapter/ --to comfy
     """
     import torch
 
-    from imprompt.adapter.checkpoint import load_adapter
+    from imprompt.adapter.checkpoint import load_adapter, parts_of, read_beside
     from imprompt.adapter.checkpoint.convert import comfy_notes, name_for, save_verified
+    from imprompt.adapter.checkpoint.formats import CSGO
 
     if target.suffix not in ("", ".safetensors", ".bin"):
         raise PromptError(f"cannot write {target.name!r}; give a name that ends in .safetensors, or a folder")
+    name = DTYPES[dtype.value]
+    number_format = None if name is None else getattr(torch, name)
+    beside = read_beside(source) if to.value == "official" else {}
+    if part is None and to.value in ("native", "official") and parts_of(source) == tuple(CSGO):
+        if lora is not None or variant is not None:
+            raise PromptError("both parts are converted together, without --variant or --lora; or name one as --part")
+        typer.echo(_convert_parts(source, target, number_format))
+        return
     adapter = load_adapter(source, dtype=None, variant=variant, part=part, lora=lora)
     if not target.suffix or target.is_dir():
         target = target / name_for(adapter)
-    name = DTYPES[dtype.value]
-    save_verified(adapter, target, format=to.value, dtype=None if name is None else getattr(torch, name))
+    save_verified(adapter, target, format=to.value, dtype=number_format, beside=beside)
     for note in comfy_notes(adapter, target) if to.value == "comfy" else ():
         typer.echo(f"note: {note}", err=True)
     typer.echo(target)
+
+
+def _convert_parts(source: str, target: Path, dtype: Any) -> Path:
+    """Both adapters of a file, and what is beside them, in one."""
+    from imprompt.adapter.checkpoint import load_adapter, parts_of, read_beside
+    from imprompt.adapter.checkpoint.convert import name_for_parts, save_parts_verified
+
+    parts = {part: load_adapter(source, dtype=None, part=part) for part in parts_of(source)}
+    if not target.suffix or target.is_dir():
+        target = target / name_for_parts(parts)
+    return save_parts_verified(parts, target, dtype=dtype, beside=read_beside(source))

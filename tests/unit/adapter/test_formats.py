@@ -126,8 +126,10 @@ def contents_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def can_be_written(spec: AdapterSpec, target: str) -> bool:
     if target == "native":
         return True
-    if spec.is_partial or isinstance(spec.projector, TokensSpec):
+    if spec.is_partial:
         return False
+    if isinstance(spec.projector, TokensSpec):
+        return target == "official"
     return target != "diffusers" or spec.family in IN_DIFFUSERS
 
 
@@ -155,7 +157,7 @@ def test_read_write_read(name: str, target: str, tmp_path: Path) -> None:
 def test_without_metadata_the_tensors_tell(name: str, target: str, tmp_path: Path) -> None:
     """As other programs would write it: no spec in the header, and the network is found all the same."""
     spec = narrow(ALL[name])
-    if not can_be_written(spec, target):
+    if not can_be_written(spec, target) or isinstance(spec.projector, TokensSpec):  # whose number is in an encoder
         return
     adapter = built(spec)
     save_adapter(adapter, tmp_path / "a.safetensors", format=target)
@@ -170,7 +172,9 @@ def test_without_metadata_the_tensors_tell(name: str, target: str, tmp_path: Pat
         assert again.spec.key_values == spec.key_values
 
 
-@pytest.mark.parametrize("name", [name for name, spec in ALL.items() if can_be_written(spec, "official")])
+@pytest.mark.parametrize(
+    "name", [name for name, spec in ALL.items() if can_be_written(spec, "official") and name != "pulid"]
+)
 def test_official_pickles(name: str, tmp_path: Path) -> None:
     spec = narrow(ALL[name])
     adapter = built(spec)
@@ -213,7 +217,7 @@ def test_a_whole_denoiser_with_two_adapters(tmp_path: Path) -> None:
 
 
 def test_csgo_and_pulid_files_give_adapters(tmp_path: Path) -> None:
-    """Files that can be read and not written: small ones of their keys."""
+    """Published ones; `test_parts.py` writes them."""
     for name, part, width in (("csgo", "style", 64), ("pulid_flux_v0.9.1", None, 32)):
         path = write_safetensors(PUBLISHED[name], tmp_path / f"{name}.safetensors")
         spec = read_contents(path, part=part).spec

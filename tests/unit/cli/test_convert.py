@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from imprompt.adapter.checkpoint import convert as converting
-from imprompt.adapter.checkpoint import load_adapter, save_adapter, writing
+from imprompt.adapter.checkpoint import load_adapter, read_spec, save_adapter, writing
 from imprompt.cli import convert as command
 from tests import tiny
 
@@ -88,3 +88,26 @@ def test_refusals(source, tmp_path, run, monkeypatch, arguments, words):
 def test_the_published_name_is_what_comfyui_wants():
     adapter = tiny.adapter(tiny.unet())
     assert converting.name_for(adapter) == "tiny-linear.safetensors"
+
+
+def test_both_parts_of_csgo_and_what_is_beside_them(tmp_path, run):
+    from imprompt.adapter.checkpoint import read_beside, save_parts
+    from tests.published import PUBLISHED, write_safetensors
+    from tests.unit.adapter.test_formats import built, narrow
+
+    header = write_safetensors(PUBLISHED["csgo"], tmp_path / "header.safetensors")
+    parts = [built(narrow(read_spec(header, part=part))) for part in ("content", "style")]
+    beside = {"conv_in_unet_sd.weight": torch.ones(2)}
+    source = save_parts(parts, tmp_path / "source.bin", beside=beside)
+    for name, arguments in (("native", []), ("official", ["--to", "official"]), ("half", ["--dtype", "fp16"])):
+        code, out, err = run("convert", source, tmp_path / f"{name}.safetensors", *arguments)
+        assert code == 0 and out.strip().endswith(f"{name}.safetensors"), err
+        for part, adapter in zip(("content", "style"), parts, strict=True):
+            again = load_adapter(tmp_path / f"{name}.safetensors", part=part, dtype=None).state_dict()
+            kept = (value.half() if name == "half" else value for value in adapter.state_dict().values())
+            assert all(map(torch.equal, again.values(), kept))
+        assert read_beside(tmp_path / f"{name}.safetensors").keys() == beside.keys()
+    code, _, err = run("convert", source, tmp_path / "style.safetensors", "--part", "style")
+    assert code == 0 and load_adapter(tmp_path / "style.safetensors").spec.is_partial, err
+    code, _, err = run("convert", source, tmp_path / "a.safetensors", "--to", "comfy")
+    assert code == 1 and "pass part='content'" in err

@@ -1,6 +1,6 @@
 """Adapters in files: read any known layout, write the official one with the spec in its metadata."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +10,32 @@ from torch import Tensor, nn
 from imprompt.adapter.adapter import Adapter
 from imprompt.adapter.checkpoint.files import write_pickle, write_tensors
 from imprompt.adapter.checkpoint.lora import load_lora
-from imprompt.adapter.checkpoint.reading import SPEC_KEY, Contents, parts_of, read_contents
-from imprompt.adapter.checkpoint.writing import TARGETS, arrange
-from imprompt.adapter.spec import AdapterSpec
+from imprompt.adapter.checkpoint.reading import (
+    SPEC_KEY,
+    Contents,
+    part_key,
+    parts_of,
+    read_beside,
+    read_contents,
+    tokens_aside,
+)
+from imprompt.adapter.checkpoint.writing import TARGETS, arrange, arrange_parts, check_beside
+from imprompt.adapter.spec import AdapterSpec, TokensSpec
 from imprompt.core.errors import CheckpointError
 from imprompt.core.weights import resolve_file
 
-__all__ = ["SPEC_KEY", "TARGETS", "Contents", "load_adapter", "parts_of", "read_contents", "read_spec", "save_adapter"]
+__all__ = [
+    "SPEC_KEY",
+    "TARGETS",
+    "Contents",
+    "load_adapter",
+    "parts_of",
+    "read_beside",
+    "read_contents",
+    "read_spec",
+    "save_adapter",
+    "save_parts",
+]
 
 
 def read_spec(
@@ -83,6 +102,7 @@ def save_adapter(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
     host: nn.Module | None = None,
+    beside: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write an adapter, by default in the official layout, which diffusers and ComfyUI read too, with its spec inside.
 
@@ -95,20 +115,62 @@ def save_adapter(
         dtype: number format in the file; None keeps the adapter's.
         metadata: further texts for the file's header.
         host: the UNet, for `format="diffusers"` where that is of a shape of its own.
+        beside: what else the published file of PuLID holds, as `read_beside` gives it, for `format="official"`.
 
     Raises:
         CheckpointError: the path has another suffix, or the adapter cannot be written so.
     """
-    path = Path(path)
+    path, beside = Path(path), beside or {}
     if path.suffix != ".safetensors" and not (path.suffix == ".bin" and format == "official"):
         raise CheckpointError(f"cannot save an adapter as {path.name!r}; give a name that ends in .safetensors")
-    tensors = {key: value.to(dtype or value.dtype) for key, value in adapter.state_dict().items()}
-    tensors = arrange(tensors, adapter.spec, format, host)
+    if path.suffix == ".bin" and isinstance(adapter.spec.projector, TokensSpec) and tokens_aside(beside) is None:
+        raise CheckpointError(
+            f"cannot save {adapter.spec.name!r} as {path.name!r}: only its face encoder tells how many tokens it takes"
+            "; give a name that ends in .safetensors, or the face encoder as beside="
+        )
+    tensors = arrange(adapter.state_dict(), adapter.spec, format, host)
+    check_beside(beside, adapter.spec, format)
+    _write(path, {**beside, **tensors}, dtype, {SPEC_KEY: adapter.spec.to_json(), **(metadata or {})})
+    return path
+
+
+def save_parts(
+    parts: Sequence[Adapter],
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+    beside: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write the two adapters of CSGO into one file, as they are published; `load_adapter` reads each by its `part`.
+
+    Args:
+        parts: content and style, in any order.
+        path: a file that ends in `.safetensors`, or a pickle, `.bin`, which holds no specs.
+        dtype: number format in the file; None keeps the adapters'.
+        metadata: further texts for the file's header.
+        beside: what else the published file holds, as `read_beside` gives it.
+
+    Raises:
+        CheckpointError: the path has another suffix, or these are not two such adapters.
+    """
+    path, beside = Path(path), beside or {}
+    if path.suffix not in (".safetensors", ".bin"):
+        raise CheckpointError(f"cannot save adapters as {path.name!r}; give a name that ends in .safetensors")
+    tensors, specs = arrange_parts([(adapter.spec, adapter.state_dict()) for adapter in parts])
+    for spec in specs.values():
+        check_beside(beside, spec)
+    texts = {part_key(part): spec.to_json() for part, spec in specs.items()}
+    _write(path, {**beside, **tensors}, dtype, {**texts, **(metadata or {})})
+    return path
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, metadata: Mapping[str, str]) -> None:
+    tensors = {key: value.to(dtype or value.dtype) for key, value in tensors.items()}
     if path.suffix == ".bin":
         write_pickle(path, tensors)
     else:
-        write_tensors(path, tensors, {SPEC_KEY: adapter.spec.to_json(), **(metadata or {})})
-    return path
+        write_tensors(path, tensors, metadata)
 
 
 def _empty_adapter(path: Path, spec: AdapterSpec) -> Adapter:

@@ -12,6 +12,9 @@ use too. Sources of the others:
 * kolors-faceid: Kwai-Kolors/Kolors, `ipadapter_faceid`'s `{"image_proj", "adapter_modules"}`.
 * csgo: instantX-research/CSGO at 556fb40, `ip_adapter/ip_adapter.py` (`load_ip_adapter`) and `utils.py` (`BLOCKS`).
 * pulid: ToTheBeginning/PuLID, `pulid/pipeline_v1_1.py` and `pipeline_flux.py` (`load_pretrain`).
+
+All are read and written, but one: a training checkpoint, and what accelerate leaves of one, is a source by its nature.
+It holds the base too, which an adapter does not have; what is trained is written as any of the others.
 """
 
 from collections.abc import Mapping
@@ -173,7 +176,7 @@ PULID_FLUX = _format(
     aside={"pulid_encoder.": "PuLID's face encoder, which makes the tokens"},
 )
 
-_CSGO_ASIDE = {
+CSGO_ASIDE = {
     "controlnet_adapter_modules.": "CSGO's keys and values in a ControlNet",
     "conv_in_unet_sd.": "CSGO's own first layer of the UNet",
 }
@@ -186,7 +189,7 @@ def _csgo(part: str, other: str) -> Format:
         ("content_image_proj.{rest}", "style_image_proj.{rest}"),
         (f"{part}_image_proj.{{rest}}", "image_proj.{rest}"),
         ("ip_adapter.{n}.{rest}", "ip_adapter.{n}.{rest}"),
-        aside={**_CSGO_ASIDE, f"{other}_image_proj.": f"the adapter for {other}"},
+        aside={**CSGO_ASIDE, f"{other}_image_proj.": f"the adapter for {other}"},
     )
 
 
@@ -205,6 +208,8 @@ FORMATS = (
 )
 CSGO = {"content": _csgo("content", "style"), "style": _csgo("style", "content")}
 CSGO_BLOCKS = {"content": "down_blocks", "style": "up_blocks"}  # where each of the two acts
+
+PULID = (PULID_SDXL, PULID_FLUX)
 
 # What training and saving wrap around a module's names.
 WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.")

@@ -10,10 +10,12 @@ from torch import Tensor
 from imprompt.adapter.checkpoint import files
 from imprompt.adapter.checkpoint.formats import (
     CSGO,
+    CSGO_ASIDE,
     CSGO_BLOCKS,
     FORMATS,
     NATIVE,
     PROJECTORS,
+    PULID,
     WRAPPERS,
     Format,
     diffusers_flux,
@@ -37,6 +39,11 @@ _BARE = (  # beginnings that a module's names lose when it is saved on its own
     (re.compile(rf"{PATH}\.processor\.to_k_ip\.weight"), "unet."),
     (re.compile(r"(?:latents|proj\.weight|proj\.0\.weight)"), "image_proj_model."),
 )
+
+
+def part_key(part: str | None) -> str:
+    """Where in the metadata the spec of one of several adapters is."""
+    return f"{SPEC_KEY}.{part}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +132,33 @@ def parts_of(source: str | Path, filename: str | None = None) -> tuple[str, ...]
     return _parts(_read(paths, [files.read_header(path) for path in paths]).tensors)
 
 
+def read_beside(source: str | Path, filename: str | None = None) -> dict[str, Tensor]:
+    """What a file of CSGO or PuLID holds beside its adapters, by its own keys: a face encoder, a ControlNet's part.
+
+    Of files in other layouts it is nothing: the base of a training run is no part of what is published.
+
+    Raises:
+        CheckpointError: it cannot be read safely.
+    """
+    paths = checkpoint_files(source, filename)
+    keys = _read(paths, [files.read_header(path) for path in paths]).tensors
+    wanted = _keys_beside(keys)
+    if not wanted:
+        return {}
+    whole = _read(paths, [(files.read_tensors(path, mapped=True), {}) for path in paths]).tensors
+    beside = {key: whole[key] for key in wanted}
+    files.check_finite(paths[0], beside)
+    return beside
+
+
+def _keys_beside(keys: Mapping[str, Tensor]) -> list[str]:
+    if marked(CSGO["content"], keys):
+        taken = {key for blocks in CSGO_BLOCKS.values() for key in _acting_in(blocks, dict(keys))}
+        return [key for key in keys if key not in taken or key.startswith(tuple(CSGO_ASIDE))]
+    starts = next((tuple(each.aside) for each in PULID if marked(each, keys)), ())
+    return [key for key in keys if key.startswith(starts)] if starts else []
+
+
 def _read(paths: tuple[Path, ...], parts: Sequence[tuple[dict[str, Tensor], dict[str, str]]]) -> _Raw:
     """Several files as one: names that were saved without their module's get it back, and wrappers' names go."""
     tensors: dict[str, Tensor] = {}
@@ -155,14 +189,15 @@ def _understand(raw: _Raw, hints: Hints) -> Contents:
     layout = _layout(raw.tensors, hints.part)
     tensors, aside = _convert(raw, layout)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-    if SPEC_KEY in raw.metadata:
-        spec = _declared(raw.metadata[SPEC_KEY])
+    spec_key = part_key(hints.part) if layout in CSGO.values() else SPEC_KEY
+    if spec_key in raw.metadata:
+        spec = _declared(raw.metadata[spec_key])
         _check_spec_against(spec, shapes)
         recognition = Recognition(spec=spec, decided_by=BY_SPEC)
     else:
         num_bytes = raw.paths[0].stat().st_size if len(raw.paths) == 1 else None
         part = hints.part if layout.name == "csgo" else None
-        hints = replace(hints, num_bytes=num_bytes, layout=layout.name, part=part, tokens=_tokens_aside(raw.tensors))
+        hints = replace(hints, num_bytes=num_bytes, layout=layout.name, part=part, tokens=tokens_aside(raw.tensors))
         recognition = recognise(shapes, hints)
     return Contents(
         path=raw.paths[0],
@@ -269,7 +304,7 @@ def _acting_in(blocks: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _tokens_aside(tensors: Mapping[str, Tensor]) -> TokensSpec | None:
+def tokens_aside(tensors: Mapping[str, Tensor]) -> TokensSpec | None:
     """The tokens that PuLID's face encoder makes, which is left aside."""
     for prefix in ("id_adapter.", "pulid_encoder."):
         latents, out = tensors.get(f"{prefix}latents"), tensors.get(f"{prefix}proj_out")
