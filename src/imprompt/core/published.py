@@ -64,6 +64,7 @@ INSTANTX_FLUX, INSTANTX_SD3 = "InstantX/FLUX.1-dev-IP-Adapter", "InstantX/SD3.5-
 INSTANTID, CSGO = "InstantX/InstantID", "InstantX/CSGO"
 
 VIT_H, BIG_G = f"{H94}:models/image_encoder", f"{H94}:sdxl_models/image_encoder"
+# Kolors' own copy: its pull request 4 is where this one lies in safetensors, as diffusers' documentation loads it.
 CLIP_L, CLIP_L_336 = "openai/clip-vit-large-patch14", f"{KOLORS}@refs/pr/4:image_encoder"
 SIGLIP = "google/siglip-so400m-patch14-384"
 

@@ -114,27 +114,6 @@ def resolve_folder(
     return _existing(folder / inside, "folder")
 
 
-def resolve_adapter(name: str, *, family: str | None = None, root: str | Path | None = None) -> Path:
-    """Find the file of a published adapter by any of its names.
-
-    Args:
-        name: As `core.registry.find_adapter` takes it.
-        family: The base it has to be for, where the name does not say: `resolve_adapter("PLUS FACE", family="sdxl")`.
-        root: As for `resolve_file`.
-
-    Raises:
-        DownloadError: No adapter is called so, or its file is neither here nor reachable, or not what was published.
-    """
-    adapter = find_adapter(name, family=family)
-    return resolve_file(f"{adapter.repository}:{adapter.files[0].path.removesuffix('.safetensors')}", root=root)
-
-
-def resolve_lora(name: str, *, family: str | None = None, root: str | Path | None = None) -> Path | None:
-    """Find the file of the LoRA that belongs to a published adapter; None if it has none. See `resolve_adapter`."""
-    adapter = find_adapter(name, family=family)
-    return None if adapter.lora is None else resolve_file(f"{adapter.repository}:{adapter.lora.path}", root=root)
-
-
 def in_models_root(repository: str, inside: str = "", *, root: str | Path | None = None) -> Path | None:
     """Where a repository, or something in it, lies in a folder laid out like the hub; None if there is no such folder.
 

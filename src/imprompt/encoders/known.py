@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from imprompt.core import published
+from imprompt.core.registry import HubName, parse_hub_name
 from imprompt.encoders.base import Layer
 
 
@@ -41,27 +43,35 @@ class KnownEncoder:
         return self.repository if self.subfolder is None else f"{self.repository}/{self.subfolder}"
 
 
+def _read(
+    name: str, width: int, projection_dim: int, image_size: int, num_layers: int, address: str, kind: str = "clip"
+) -> KnownEncoder:
+    """An encoder that published adapters read, from where their table says."""
+    place = parse_hub_name(address) or HubName(address)
+    return KnownEncoder(
+        name,
+        width,
+        projection_dim,
+        image_size,
+        num_layers,
+        place.repository,
+        place.inside or None,
+        kind=kind,
+        revision=place.revision,
+    )
+
+
 def _new(name: str, width: int, num_layers: int, repository: str, kind: str, image_size: int = 224) -> KnownEncoder:
     """An encoder that no published adapter reads, whose pooled feature is as wide as its layers."""
     return KnownEncoder(name, width, width, image_size, num_layers, repository, kind=kind, read_by_published=False)
 
 
 KNOWN_ENCODERS = (
-    KnownEncoder("OpenCLIP ViT-H/14", 1280, 1024, 224, 32, "h94/IP-Adapter", "models/image_encoder"),
-    KnownEncoder("OpenCLIP ViT-bigG/14", 1664, 1280, 224, 48, "h94/IP-Adapter", "sdxl_models/image_encoder"),
-    KnownEncoder("CLIP ViT-L/14", 1024, 768, 224, 24, "openai/clip-vit-large-patch14"),
-    # Kolors' own copy: its pull request 4 is where this one lies in safetensors, as diffusers' documentation loads it.
-    KnownEncoder(
-        "CLIP ViT-L/14-336",
-        1024,
-        768,
-        336,
-        24,
-        "Kwai-Kolors/Kolors-IP-Adapter-Plus",
-        "image_encoder",
-        revision="refs/pr/4",
-    ),
-    KnownEncoder("SigLIP so400m/14-384", 1152, 1152, 384, 27, "google/siglip-so400m-patch14-384", kind="siglip"),
+    _read("OpenCLIP ViT-H/14", 1280, 1024, 224, 32, published.VIT_H),
+    _read("OpenCLIP ViT-bigG/14", 1664, 1280, 224, 48, published.BIG_G),
+    _read("CLIP ViT-L/14", 1024, 768, 224, 24, published.CLIP_L),
+    _read("CLIP ViT-L/14-336", 1024, 768, 336, 24, published.CLIP_L_336),
+    _read("SigLIP so400m/14-384", 1152, 1152, 384, 27, published.SIGLIP, "siglip"),
     _new("SigLIP 2 so400m/14-384", 1152, 27, "google/siglip2-so400m-patch14-384", "siglip", 384),
     _new("DINOv2 ViT-S/14", 384, 12, "facebook/dinov2-small", "dinov2"),
     _new("DINOv2 ViT-B/14", 768, 12, "facebook/dinov2-base", "dinov2"),

@@ -15,10 +15,8 @@ from imprompt.core.published import PUBLISHED_ADAPTERS, REVISIONS, PublishedAdap
 from imprompt.core.weights import (
     ROOT_VARIABLE,
     in_models_root,
-    resolve_adapter,
     resolve_file,
     resolve_folder,
-    resolve_lora,
 )
 from tests.published import PUBLISHED, write_safetensors
 
@@ -122,9 +120,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str,
 def published(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Put one adapter in the place of all that are published."""
 
-    def replace(*files: PublishedFile, lora: PublishedFile | None = None) -> None:
+    def replace(*files: PublishedFile) -> None:
         adapter = PublishedAdapter(
-            name="ip-adapter-plus_sd15", repository=H94, files=files, family="sd1", preset="PLUS", lora=lora
+            name="ip-adapter-plus_sd15", repository=H94, files=files, family="sd1", preset="PLUS"
         )
         monkeypatch.setattr(registry, "PUBLISHED_ADAPTERS", (adapter,))
 
@@ -146,8 +144,8 @@ def test_a_published_adapter_is_downloaded_at_its_revision(
 ) -> None:
     published(PublishedFile(f"{PLUS}.safetensors", 7, hashlib.sha256(b"weights").hexdigest()[:16]))
     path = write(tmp_path / "cache" / f"{PLUS}.safetensors")
-    assert resolve_file(name) == resolve_adapter(name) == path
-    assert hub == [(H94, f"{PLUS}.safetensors", {"revision": REVISIONS[H94]})] * 2
+    assert resolve_file(name) == path
+    assert hub == [(H94, f"{PLUS}.safetensors", {"revision": REVISIONS[H94]})]
 
 
 def test_a_revision_that_was_asked_for_is_the_only_one(
@@ -276,15 +274,6 @@ def test_a_file_in_the_hubs_cache_is_known_by_the_name_of_its_content(
     published(PublishedFile(f"{PLUS}.safetensors", None, "cd" * 8))
     with pytest.raises(DownloadError, match="has another content"):
         resolve_file("plus_sd15")
-
-
-def test_the_lora_that_belongs_to_an_adapter(published: Callable[..., None], tmp_path: Path) -> None:
-    lora = PublishedFile("models/lora.safetensors")
-    published(PublishedFile(f"{PLUS}.bin"), lora=lora)
-    path = write(tmp_path / H94 / lora.path)
-    assert resolve_lora("plus_sd15", root=tmp_path) == path
-    published(PublishedFile(f"{PLUS}.bin"))
-    assert resolve_lora("plus_sd15", root=tmp_path) is None
 
 
 def test_names_that_are_nothing() -> None:

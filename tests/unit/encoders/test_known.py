@@ -1,7 +1,10 @@
 """Encoders that people know by name."""
 
+from imprompt.core.published import BIG_G, CLIP_L, CLIP_L_336, PUBLISHED_ADAPTERS, SIGLIP, VIT_H
 from imprompt.encoders.kinds import KINDS
 from imprompt.encoders.known import KNOWN_ENCODERS, encoder_at, encoder_name, encoders_of_width, known_encoder
+
+READ = {VIT_H, BIG_G, CLIP_L, CLIP_L_336, SIGLIP}
 
 
 def test_by_name() -> None:
@@ -27,6 +30,14 @@ def test_by_sizes() -> None:
 def test_by_address() -> None:
     for encoder in KNOWN_ENCODERS:
         assert encoder_at(encoder.address) == encoder
+    assert {adapter.encoder for adapter in PUBLISHED_ADAPTERS if adapter.encoder} == READ
+    assert {encoder.address for encoder in KNOWN_ENCODERS if encoder.read_by_published} == {
+        "h94/IP-Adapter/models/image_encoder",
+        "h94/IP-Adapter/sdxl_models/image_encoder",
+        "openai/clip-vit-large-patch14",
+        "Kwai-Kolors/Kolors-IP-Adapter-Plus@refs/pr/4:image_encoder",
+        "google/siglip-so400m-patch14-384",
+    }
     assert encoder_at("h94/IP-Adapter:models/image_encoder") == known_encoder("OpenCLIP ViT-H/14")
     assert encoder_at("google/siglip2-so400m-patch14-384") == known_encoder("SigLIP 2 so400m/14-384")
     assert encoder_at("nobody/nothing") is None
