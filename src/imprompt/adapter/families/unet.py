@@ -1,5 +1,6 @@
-"""UNets: Stable Diffusion 1, 2 and XL, Kolors, and those beside them for pictures and videos."""
+"""UNets: Stable Diffusion 1, 2 and XL, Kolors, what was made of them, and those beside them."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,9 @@ from imprompt.core.errors import HostMismatch
 # Published checkpoints number the attentions of a UNet in the order in which its blocks were registered,
 # which is not the order of the forward pass (tencent-ailab/IP-Adapter at 62e4af9, ip_adapter.py:137).
 BLOCK_ORDER = ("down_blocks", "up_blocks", "mid_block")
+# What was put into such a UNet later has no number: AnimateDiff's motion, and ControlNet-XS beside its base.
+HOSTS = ("UNet2DConditionModel", "UNetMotionModel", "UNetControlNetXSModel")
+LATER, BASE = re.compile(r"\.(motion_modules|ctrl_\w+)\."), re.compile(r"base_(midblock\.)?")
 
 
 def attentions(host: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -21,7 +25,7 @@ def attentions(host: nn.Module) -> Iterator[tuple[str, Any]]:
         block = getattr(host, root, None)
         if isinstance(block, nn.Module):
             for name, module in block.named_modules(prefix=root):
-                if hasattr(module, "get_processor") and hasattr(module, "to_q"):
+                if hasattr(module, "get_processor") and hasattr(module, "to_q") and not LATER.search(name):
                     yield name, module
 
 
@@ -52,7 +56,7 @@ def _site(index: int, name: str, module: Any) -> Site:
     return Site(
         name=name,
         index=index,
-        block=name.split(".transformer_blocks")[0],
+        block=BASE.sub("", name.split(".transformer_blocks")[0]),
         query_width=module.to_q.out_features,
         key_width=module.to_k.in_features,
         num_heads=module.heads,
@@ -108,7 +112,7 @@ def _family(name: str, title: str, matches: Callable[[nn.Module], bool] | None, 
     return Family(
         name=name,
         title=title,
-        hosts=("UNet2DConditionModel",),
+        hosts=HOSTS,
         sites=find_sites,
         matches=matches,
         latents="sample",
@@ -122,17 +126,11 @@ def _at(*attentions: str) -> tuple[Place, ...]:
     return tuple(Place(attention=attention, block=4) for attention in attentions)
 
 
-# Motion modules and temporal attentions have an `attn2` too, in which a pixel attends to itself in other frames.
+# Temporal attentions have an `attn2` too, in which a pixel attends to itself in other frames.
 IN_FRAMES = _at(
     "down_blocks.{}.attentions.{}.transformer_blocks.{}.attn2",
     "up_blocks.{}.attentions.{}.transformer_blocks.{}.attn2",
     "mid_block.attentions.{}.transformer_blocks.{}.attn2",
-)
-# The ControlNet inside is a control, and not what is controlled.
-IN_BASE = _at(
-    "down_blocks.{}.base_attentions.{}.transformer_blocks.{}.attn2",
-    "up_blocks.{}.attentions.{}.transformer_blocks.{}.attn2",
-    "mid_block.base_midblock.attentions.{}.transformer_blocks.{}.attn2",
 )
 CASCADE = _at("down_blocks.{}.{}.attention", "up_blocks.{}.{}.attention")
 AMUSED = (
@@ -174,14 +172,8 @@ FAMILIES = (
         host_token_width=text_projection_width,
     ),
     _family("unet", "a model of its own shape", None),
-    _beside(
-        "unet-video",
-        "AnimateDiff, ModelScope and I2VGen-XL",
-        ("UNetMotionModel", "UNet3DConditionModel", "I2VGenXLUNet"),
-        *IN_FRAMES,
-    ),
+    _beside("unet-video", "ModelScope and I2VGen-XL", ("UNet3DConditionModel", "I2VGenXLUNet"), *IN_FRAMES),
     _beside("svd", "Stable Video Diffusion", ("UNetSpatioTemporalConditionModel",), *IN_FRAMES),
-    _beside("controlnet-xs", "a UNet with its ControlNet-XS", ("UNetControlNetXSModel",), *IN_BASE),
     _beside("dreamlite", "DreamLite", ("DreamLiteUNetModel",), *IN_FRAMES, layout=as_many_as_sizes),
     Family(
         name="kandinsky3",
