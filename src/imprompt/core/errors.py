@@ -58,3 +58,16 @@ class BundleError(ImpromptError):
 
 class DownloadError(ImpromptError):
     """Weights that are neither on this machine nor reachable."""
+
+
+MAX_REASON = 200  # letters
+
+
+def first_line(error: BaseException) -> str:
+    """Why something failed, as a phrase for a sentence: the first line of a message, or an error's kind if it has none.
+
+    Args:
+        error: of any library, whose message may have many lines.
+    """
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return line[:MAX_REASON].rstrip(". ")

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from imprompt.core.errors import DownloadError
+from imprompt.core.errors import DownloadError, first_line
 from imprompt.core.files import sha256_file
 from imprompt.core.published import REVISIONS, PublishedFile
 from imprompt.core.registry import (
@@ -241,9 +241,8 @@ def _download(download: Callable[..., str], what: str, *, revision: str | None, 
             return Path(download(**place))
         except Exception as error:
             failures.append(error)
-    reason = next(iter(str(failures[0]).strip().splitlines()), type(failures[0]).__name__).rstrip(".")
     raise DownloadError(
-        f"{what} is not on this machine and could not be downloaded ({reason}). Check the name and the "
-        "connection (HF_TOKEN where the repository is gated), or download it elsewhere and give the local path, or put "
+        f"{what} is not on this machine and could not be downloaded ({first_line(failures[0])}). Check the name and "
+        "the connection (HF_TOKEN where the repository is gated), or download it elsewhere and give the local path, or put "
         f"it in a folder laid out like the hub that ${ROOT_VARIABLE} names."
     ) from failures[0]

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from imprompt.core.errors import CheckpointError, ImageError, ImpromptError
+from imprompt.core.errors import CheckpointError, ImageError, ImpromptError, first_line
 from imprompt.encoders.face_base import DetectorSpec, EmbedderSpec, Face
 from imprompt.encoders.face_known import NON_COMMERCIAL, state_licence
 from imprompt.encoders.face_onnx import read_onnx
@@ -106,9 +106,8 @@ def load_insightface(
         pack.prepare(ctx_id=0, det_thresh=min_score, det_size=list(_SIZES))
         models = pack.models["detection"], pack.models["recognition"]
     except Exception as error:  # whatever it asserts, looks up or lets onnxruntime raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise CheckpointError(
-            f"insightface cannot load '{folder}' as a model pack ({reason}); unpack it again."
+            f"insightface cannot load '{folder}' as a model pack ({first_line(error)}); unpack it again."
         ) from error
     return _detector(models[0], min_score), _embedder(models[1])
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from imprompt.core.errors import CheckpointError, ImageError, ImpromptError
+from imprompt.core.errors import CheckpointError, ImageError, ImpromptError, first_line
 from imprompt.encoders.face_base import DetectorSpec, EmbedderSpec, Face
 from imprompt.encoders.face_decode import (
     SCRFD_LAYOUTS,
@@ -224,9 +224,7 @@ class _Network:
         try:
             outputs = self._session.run(self._outputs, {self._input: np.ascontiguousarray(values, self._dtype)})
         except Exception as error:  # onnxruntime raises classes of its own, one for each status
-            raise CheckpointError(
-                f"'{self._path}' failed to run ({_first_line(error)}); get the file again."
-            ) from error
+            raise CheckpointError(f"'{self._path}' failed to run ({first_line(error)}); get the file again.") from error
         return dict(zip(self._outputs, map(np.asarray, outputs), strict=True))
 
 
@@ -282,7 +280,7 @@ def _kind_or_reason(path: Path) -> str:
             with memoryview(content) as view:
                 graph = describe_graph(view)
     except (OSError, ValueError, CheckpointError) as error:
-        return f"unreadable: {_first_line(error)}"
+        return f"unreadable: {first_line(error)}"
     return face_model_kind(graph) or _describe(graph)
 
 
@@ -327,7 +325,7 @@ def _open_session(file: OnnxFile, providers: Sequence[str]) -> Any:
         return onnxruntime.InferenceSession(file.content, options, providers=list(providers))
     except Exception as error:  # onnxruntime raises classes of its own, one for each status
         raise CheckpointError(
-            f"onnxruntime cannot load '{file.path}' ({_first_line(error)}); get the file again, or a newer onnxruntime."
+            f"onnxruntime cannot load '{file.path}' ({first_line(error)}); get the file again, or a newer onnxruntime."
         ) from error
 
 
@@ -344,7 +342,3 @@ def _is_inside(face: Face, size: tuple[int, int]) -> bool:
 def _describe(graph: OnnxGraph) -> str:
     shapes = ", ".join(str([length or "?" for length in shape]) for shape in graph.inputs.values())
     return f"a network of {len(graph.outputs)} outputs that reads {shapes or 'nothing'}".replace("'", "")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from imprompt.core.errors import CheckpointError, EncoderMismatch, ImageError
+from imprompt.core.errors import CheckpointError, EncoderMismatch, ImageError, first_line
 from imprompt.core.images import Fit, image_hash
 from imprompt.core.weights import resolve_folder
 from imprompt.encoders.base import EncoderSpec, Layer
@@ -219,10 +219,9 @@ def _load_model(folder: Path, kind: TowerKind, dtype: torch.dtype) -> Any:
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # transformers raises whatever its parsers do: OSError, ValueError, SafetensorError, ...
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"'{folder}' holds no {kind.title} vision encoder that can be read ({reason}); it needs config.json and "
-            "model.safetensors."
+            f"'{folder}' holds no {kind.title} vision encoder that can be read ({first_line(error)}); it needs "
+            "config.json and model.safetensors."
         ) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from imprompt.adapter.adapter import Adapter
 from imprompt.adapter.checkpoint import load_adapter
-from imprompt.core.errors import BundleError, DownloadError, PromptError
+from imprompt.core.errors import BundleError, DownloadError, PromptError, first_line
 from imprompt.core.weights import resolve_file
 
 EMBEDDED = "emoji"  # the name of the embedded model
@@ -77,7 +77,7 @@ def load_pipeline(
     except _LOADING_ERRORS as error:
         kind = BundleError if source is not base else DownloadError
         raise kind(
-            f"the pipeline in {str(source)!r} cannot be loaded ({_first_line(error)}); "
+            f"the pipeline in {str(source)!r} cannot be loaded ({first_line(error)}); "
             + ("install imprompt again" if source is not base else "get it again, or name another base")
         ) from error
     if scheduler is not None:
@@ -171,7 +171,3 @@ def _embedded_folder() -> Path:
     from imprompt.emoji.bundle import bundle_folder
 
     return bundle_folder()
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -79,7 +79,7 @@ def test_what_is_not_two_parts_of_csgo(csgo: dict[str, Adapter], tmp_path: Path)
         save_parts([content, style], tmp_path / "a.txt")
     with pytest.raises(CheckpointError, match="has no place for 'other.weight'"):
         save_parts([content, style], path, beside={"other.weight": torch.ones(1)})
-    with pytest.raises(CheckpointError, match="both together with save_parts"):
+    with pytest.raises(CheckpointError, match="both together with imprompt.adapter.checkpoint.save_parts"):
         save_adapter(content, path, format="official")
     assert not [*tmp_path.iterdir()]
 

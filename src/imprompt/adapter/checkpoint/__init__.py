@@ -21,7 +21,7 @@ from imprompt.adapter.checkpoint.reading import (
 )
 from imprompt.adapter.checkpoint.writing import TARGETS, arrange, arrange_parts, check_beside
 from imprompt.adapter.spec import AdapterSpec, TokensSpec
-from imprompt.core.errors import CheckpointError
+from imprompt.core.errors import CheckpointError, first_line
 from imprompt.core.weights import resolve_file
 
 __all__ = [
@@ -179,8 +179,9 @@ def _empty_adapter(path: Path, spec: AdapterSpec) -> Adapter:
         with torch.device("meta"):
             return Adapter(spec)
     except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise CheckpointError(f"{path.name}: no adapter is as its spec says ({reason}); get the file again") from error
+        raise CheckpointError(
+            f"{path.name}: no adapter is as its spec says ({first_line(error)}); get the file again"
+        ) from error
 
 
 def _check_tensors(path: Path, wanted: dict[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from imprompt.adapter.checkpoint import pickles
 from imprompt.adapter.checkpoint.pickles import MAX_TENSORS
-from imprompt.core.errors import CheckpointError, UnknownFormat
+from imprompt.core.errors import CheckpointError, UnknownFormat, first_line
 from imprompt.core.files import atomic_write
 
 MAX_HEADER_BYTES = 4 * 2**20  # of safetensors: a training checkpoint of Stable Diffusion XL has 0.7 million
@@ -115,7 +115,7 @@ def _open_safetensors(path: Path) -> Any:
     except (SafetensorError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path.name} ({path.stat().st_size:,} bytes) is no complete safetensors file "
-            f"({_first_line(error)}); get it again"
+            f"({first_line(error)}); get it again"
         ) from error
     _check_keys(path, opened.keys())
     return opened
@@ -163,7 +163,7 @@ def _read_pickle(path: Path, *, mmap: bool) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)  # the old format cannot be mapped
     except Exception as error:  # a damaged or hostile pickle ends in any of a dozen kinds
         raise CheckpointError(
-            f"{path.name} is refused: it does not load as bare tensors ({_first_line(error)}); "
+            f"{path.name} is refused: it does not load as bare tensors ({first_line(error)}); "
             "a pickle may run code, so get the .safetensors file instead"
         ) from error
     if not isinstance(content, dict):
@@ -221,7 +221,3 @@ def _check_keys(path: Path, keys: Any) -> None:
 def _check_count(path: Path, count: int) -> None:
     if count > MAX_TENSORS:
         raise CheckpointError(f"{path.name} is refused: more than {MAX_TENSORS:,} tensors; no adapter has so many")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imprompt.adapter.checkpoint.archives import foreign_bytes, is_archive
-from imprompt.core.errors import CheckpointError
+from imprompt.core.errors import CheckpointError, first_line
 
 MAX_PICKLE_BYTES = 16 * 2**30  # a training checkpoint of Stable Diffusion XL in single precision has twelve
 MAX_TENSORS = 20_000
@@ -59,7 +59,7 @@ def check_pickle(path: Path) -> None:
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file ends in any of a dozen kinds
-        raise _refusal(path, f"its instructions cannot be read: {_first_line(error)}") from error
+        raise _refusal(path, f"its instructions cannot be read: {first_line(error)}") from error
 
 
 def _check_is_one_file(path: Path) -> None:
@@ -122,7 +122,3 @@ def _refusal(path: Path, reason: str) -> CheckpointError:
         f"{path.name} is refused: it does not load as bare tensors ({reason}); "
         "a pickle may run code, so get the .safetensors file instead"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -86,7 +86,7 @@ def layout_for(spec: AdapterSpec, target: str) -> Format:
     if spec.is_partial:
         raise CheckpointError(
             f"{spec.name!r} is one of two adapters that their authors publish in one file; write it as 'native', or "
-            "both together with save_parts"
+            "both together with imprompt.adapter.checkpoint.save_parts"
         )
     if isinstance(spec.projector, TokensSpec):
         if target == "official":
