@@ -150,14 +150,13 @@ def test_saved_file_in_a_whole_pipeline_of_diffusers(family: str, kind: str, tmp
     scale = torch.full((1, len(adapter.spec.site_indices), 1), 0.7)
     with attach(pipe, adapter) as images:
         images.set(tiny.conditioning(Branch(tokens=tokens, null_tokens=null_tokens, scale=scale)))
-        wanted = tiny.generate(pipe, guidance_scale=5.0)
+        wanted = tiny.generate(pipe, steps=2, guidance_scale=3.0)
 
     save_adapter(adapter, tmp_path / "adapter.safetensors")
     pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name="adapter.safetensors", image_encoder_folder=None)
     pipe.set_ip_adapter_scale(0.7)
-    theirs = tiny.generate(pipe, guidance_scale=5.0, ip_adapter_image_embeds=[torch.stack([null, features])])
-    # Four steps of a random UNet amplify rounding; a single call is compared to 1e-5 above.
-    assert largest_difference(theirs, wanted) <= 1e-4 * float(wanted.abs().max())
+    theirs = tiny.generate(pipe, steps=2, guidance_scale=3.0, ip_adapter_image_embeds=[torch.stack([null, features])])
+    assert largest_difference(theirs, wanted) <= LIMIT
 
 
 @pytest.mark.parametrize("kind", tiny.PROJECTORS)
