@@ -243,6 +243,6 @@ def _download(download: Callable[..., str], what: str, *, revision: str | None, 
             failures.append(error)
     raise DownloadError(
         f"{what} is not on this machine and could not be downloaded ({first_line(failures[0])}). Check the name and "
-        "the connection (HF_TOKEN where the repository is gated), or download it elsewhere and give the local path, or put "
-        f"it in a folder laid out like the hub that ${ROOT_VARIABLE} names."
+        "the connection (HF_TOKEN where the repository is gated), or download it elsewhere and give the local path, or "
+        f"put it in a folder laid out like the hub that ${ROOT_VARIABLE} names."
     ) from failures[0]
