@@ -67,7 +67,8 @@ def test_every_style(adapter: Adapter, style: str, tmp_path: Path) -> None:
     save_file(state, tmp_path / "lora.safetensors")
     loaded = load_adapter(without_lora(adapter, tmp_path), lora=tmp_path / "lora.safetensors")
     assert loaded.spec.lora == adapter.spec.lora
-    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in adapter.state_dict().items())
+    found = loaded.state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in adapter.state_dict().items())
 
 
 def test_one_inside_gives_way(adapter: Adapter, tmp_path: Path) -> None:
