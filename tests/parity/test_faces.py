@@ -155,7 +155,8 @@ def face_plus_tokens(adapter: Any, faces: Tensor, crop: Tensor, structure: float
 @pytest.mark.parametrize("structure", [0.0, 0.7, 2.0])
 @pytest.mark.parametrize("kind", ["faceid-plus", "faceid-plusv2", "kolors-faceid"])
 def test_what_is_read_is_added_in_version_2(kind: str, structure: float) -> None:
-    adapter = tiny_faces.adapter(tiny_faces.host("kolors"), kind).double()  # tokens of size 8: float32 alone is 1e-5 off
+    adapter = tiny_faces.adapter(tiny_faces.host("kolors"), kind)
+    adapter = adapter.double()  # tokens are of size 8: rounding to float32 alone is 1e-5
     faces, crop = identity(3), aspect(3)
     wanted = face_plus_tokens(adapter, faces, crop, structure)
     tokens = adapter.project(faces, crop=crop, structure=structure)
