@@ -23,7 +23,7 @@ def run_timesteps(pipe: Any) -> Tensor:
     if timesteps is None:
         raise ConditioningError(
             "a prompt with start or end needs to know the run's timesteps, but there is no pipeline with a scheduler; "
-            "attach to the pipeline instead of its UNet"
+            "attach to the pipeline instead of its denoiser"
         )
     count = getattr(pipe, "_num_timesteps", None) or len(timesteps)
     begin = _first_step(pipe, len(timesteps), count)

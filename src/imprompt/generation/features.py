@@ -195,7 +195,7 @@ def find_encoders(
 
     Args:
         given: one for all adapters, or one for each.
-        pipe: the pipeline, which may have an `image_encoder`; None for a bare UNet.
+        pipe: the pipeline, which may have an `image_encoder`; None for a bare denoiser.
         adapters: how many adapters there are.
         load: how to load an encoder from its folder.
 

@@ -77,7 +77,7 @@ def test_run_timesteps(more: dict[str, Any], wanted: list[int]) -> None:
 
 
 def test_no_run_is_named() -> None:
-    with pytest.raises(ConditioningError, match="attach to the pipeline"):
+    with pytest.raises(ConditioningError, match="attach to the pipeline instead of its denoiser"):
         run_timesteps(None)
 
 

@@ -71,7 +71,7 @@ def load_adapter(
         filename: the file inside a folder or repository, e.g. `models/ip-adapter_sd15.safetensors`.
         dtype: number format of its weights. Keys and values are computed once per prompt, so float32 costs next to
             nothing; None keeps the file's and so half the memory.
-        part: which adapter, where a file holds several: "content" or "style" of CSGO, "0" or "1" of diffusers' UNet.
+        part: which adapter, where a file holds several: "content" or "style" of CSGO, "0" or "1" of a denoiser's state.
         variant: the published adapter that it is, where no tensor tells: `ip-adapter-faceid-plusv2_sd15`.
         shortcut: whether a FaceID-Plus of one's own is version 2 (True) or 1.
         lora: a LoRA file that belongs to it; takes the place of one inside.
