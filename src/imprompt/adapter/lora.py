@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imprompt.adapter.conditioning import Conditioning
-from imprompt.adapter.sites import submodule
+from imprompt.adapter.places import layers_at, place_of
 
 # What is changed: its name in checkpoints, and its path in an attention.
 TARGETS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
@@ -59,32 +59,33 @@ class LoraHooks:
         self, host: nn.Module, names: dict[int, str], parts: nn.ModuleDict, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.rows: Tensor | float | None = None
-        self._host = host
         self._layers = dict(_layers(names, parts))
         self._weights = {
             path: tuple(part.weight.detach().to(device, dtype) for part in (change.down, change.up))
             for path, change in self._layers.items()
         }
-        self._hooks: list[tuple[nn.Module, Any]] = []
+        self._places = {path: place_of(host, path) for path in self._layers}
+        self._hooked: list[nn.Module] = []
+        self._hooks: list[Any] = []
 
     def install(self) -> None:
         """Hook the layers that are in place now."""
         self.remove()
-        for path in self._layers:
-            layer = submodule(self._host, path)
-            self._hooks.append((layer, layer.register_forward_hook(self._hook(path))))
+        self._hooked = layers_at(self._places.values())
+        for path, layer in zip(self._places, self._hooked, strict=True):
+            self._hooks.append(layer.register_forward_hook(self._hook(path)))
 
     def remove(self) -> None:
         """Unhook."""
-        for _, hook in self._hooks:
+        for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        self._hooked, self._hooks = [], []
 
     @property
     def is_current(self) -> bool:
         """Whether the hooked layers are still the host's: loading another LoRA puts others in their place."""
-        places = zip(self._layers, self._hooks, strict=True)
-        return all(submodule(self._host, path) is layer for path, (layer, _) in places)
+        now = layers_at(self._places.values())
+        return len(now) == len(self._hooked) and all(a is b for a, b in zip(now, self._hooked, strict=True))
 
     def _hook(self, path: str) -> Any:
         def add(_layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -124,6 +125,7 @@ class Loras:
         self._hooks: dict[int, LoraHooks] = {}
         self._chosen: dict[int, tuple[bool, ...]] = {}
         self._strengths: dict[int, Tensor] = {}
+        self._rows: dict[Any, Tensor] = {}
         self._device = torch.device("cpu")
 
     def install(
@@ -158,7 +160,7 @@ class Loras:
     def choose(self, conditioning: Conditioning | None) -> None:
         """Say which rows follow an image of each adapter: those where its strength is not zero at all times."""
         self.rest()
-        self._chosen, self._strengths = {}, {}
+        self._chosen, self._strengths, self._rows = {}, {}, {}
         for branch in () if conditioning is None or not self._hooks else conditioning.branches:
             if branch.adapter in self._hooks:
                 found = branch.scale.ne(0).flatten(0, -2).any(0).tolist()
@@ -188,8 +190,12 @@ class Loras:
                 index = rows % len(chosen)
                 hooks.rows = strengths.to(device).index_select(0, index).view(-1, 1, 1)
             elif any(chosen) and not all(chosen):
-                index = torch.tensor(rows, device=strengths.device) % len(chosen)
-                hooks.rows = strengths[index].to(device).view(-1, 1, 1)
+                # Tensors made in inference mode serve no call that wants gradients.
+                key = (number, tuple(rows), device, torch.is_inference_mode_enabled())
+                if key not in self._rows:
+                    index = torch.tensor(rows, device=strengths.device) % len(chosen)
+                    self._rows[key] = strengths[index].to(device).view(-1, 1, 1)
+                hooks.rows = self._rows[key]
             else:
                 hooks.rows = self.scale if any(chosen) else None
 

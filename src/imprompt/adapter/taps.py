@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from imprompt.adapter.attention import merge_heads, split_heads
 from imprompt.adapter.bank import BoundBranch
+from imprompt.adapter.places import layers_at, place_of
 from imprompt.adapter.sites import Layout, Site, Span, submodule
 from imprompt.adapter.text_cache import TextCache
 from imprompt.core.errors import HostMismatch
@@ -49,14 +50,15 @@ class SiteTap:
         self.frame = frame
         self.reads: list[Tensor | None] = [None] * len(site.reads)
         self.is_fused = False  # whether a `FusedProcessor` does the taps' work
-        self._places = [_place(host, path) for path in (*site.reads, site.sink)]
+        self._places = [place_of(host, path) for path in (*site.reads, site.sink)]
         self._tapped: list[nn.Module] = []
         self._hooks: list[Any] = []
 
     def install(self) -> None:
         """Hook the layers that are in place now."""
         *sources, sink = self._tapped = self._layers()
-        self._hooks = [source.register_forward_hook(self._take(number)) for number, source in enumerate(sources)]
+        for number, source in enumerate(sources):  # one by one, so that `remove` knows them if the next cannot be made
+            self._hooks.append(source.register_forward_hook(self._take(number)))
         give = sink.register_forward_hook(self._give_after) if self.site.after else None
         self._hooks.append(give or sink.register_forward_pre_hook(self._give))
 
@@ -77,7 +79,7 @@ class SiteTap:
         return bool(self._tapped) and all(a is b for a, b in zip(self._tapped, self._layers(), strict=True))
 
     def _layers(self) -> list[nn.Module]:
-        return [parent._modules[name] for parent, name in self._places]  # pyright: ignore
+        return layers_at(self._places)
 
     def _take(self, number: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def take(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -163,11 +165,6 @@ class SiteTap:
             if attended is not None:
                 total = attended if total is None else total + attended
         return total
-
-
-def _place(host: nn.Module, path: str) -> tuple[nn.Module, str]:
-    parent, _, name = path.rpartition(".")
-    return submodule(host, parent), name
 
 
 def _cut(sequence: Tensor, span: Span, frame: Frame, dim: int = 1) -> Tensor:
