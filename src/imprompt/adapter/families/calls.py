@@ -1,6 +1,9 @@
 """What the arguments of a denoiser's call say: clocks, grids and places of tokens, as pure functions for the rows."""
 
+import functools
 import math
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor
 from imprompt.adapter.families.base import Arguments, patch_of
 
 Grid = tuple[tuple[int, int] | None, int | None]
+Measure = Callable[[Tensor], tuple[int, int] | None]
 
 
 # The timestep as the scheduler counts it ------------------------------------------------------------------------------
@@ -101,7 +105,29 @@ def no_size(_latents: Any, _arguments: Arguments, _host: Any) -> Grid:
     return None, None
 
 
-def raster_of_ids(ids: Tensor) -> tuple[int, int]:
+def measured_once(measure: Measure) -> Measure:
+    """Remember the last size, for as long as the tensor it was read of lives and is not written to.
+
+    Pipelines hand over the same tensor at every call of a run, and reading it waits for the device.
+    """
+    last: list[tuple[weakref.ref[Tensor], int, tuple[int, int] | None]] = []
+
+    @functools.wraps(measure)
+    def remembered(ids: Tensor) -> tuple[int, int] | None:
+        if ids.is_inference():  # counts no writes
+            return measure(ids)
+        for known, version, size in last:
+            if known() is ids and version == ids._version:
+                return size
+        size = measure(ids)
+        last[:] = [(weakref.ref(ids), ids._version, size)]
+        return size
+
+    return remembered
+
+
+@measured_once
+def raster_of_ids(ids: Tensor) -> tuple[int, int] | None:
     """Rows and columns of tokens that have numbers of their own, whatever the distance between two of them."""
     ids = ids[0] if ids.ndim == 3 else ids
     return len(ids[:, 1].unique()), len(ids[:, 2].unique())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from imprompt.adapter.families.base import Family, packed_tokens, thousandths
+from imprompt.adapter.families.calls import measured_once
 from imprompt.adapter.sites import Place, find_places
 
 HOSTS = ("FluxTransformer2DModel",)
@@ -35,6 +36,7 @@ PULID = (
 )
 
 
+@measured_once
 def grid_of_ids(ids: Tensor) -> tuple[int, int] | None:
     """Height and width of packed latents, of the rows and columns that `img_ids` gives every token.
 
