@@ -1,10 +1,8 @@
 """Attach adapters to a host and take them off again: afterwards the host is what it was, bit for bit."""
 
 import inspect
-import itertools
 import logging
 import sys
-import weakref
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -12,8 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from imprompt.adapter import compiled
 from imprompt.adapter.adapter import Adapter
-from imprompt.adapter.bank import Bank, BoundBranch, TimedBank, build_bank, place_regions
+from imprompt.adapter.bank import Bank, BoundBranch, TimedBank, build_bank
 from imprompt.adapter.clock import noise_bins, num_levels, progress_bins, run_timesteps, told_timestep
 from imprompt.adapter.conditioning import Branch, Conditioning
 from imprompt.adapter.devices import floating_dtype, hooked_device, on_device
@@ -30,8 +29,8 @@ logger = logging.getLogger(__name__)
 # Not `Self`: beartype, which checks annotations in tests, knows that only inside classes that it decorates itself.
 Bond = TypeVar("Bond", bound="Attachment")
 
-_live: weakref.WeakValueDictionary[int, "Attachment"] = weakref.WeakValueDictionary()
-_handles = itertools.count()
+# Of how many choices of rows an attachment remembers what it bound: the halves of guidance, and a few sizes of batch.
+MOST_BOUND = 4
 
 
 class Attachment:
@@ -71,14 +70,21 @@ class Attachment:
         self._calls = CallCounter()
         self._parameters = tuple(inspect.signature(self.host.forward).parameters)
         self._banks: tuple[Bank | TimedBank, ...] = ()
-        self._bound: tuple[Any, tuple[BoundBranch, ...]] | None = None
+        self._bound: dict[Any, tuple[BoundBranch, ...]] = {}
+        self._indices: dict[Any, Tensor] = {}
+        self._taps: list[SiteTap] = []
+        self._fused: list[FusedProcessor | None] = []
+        self._hooks: list[Any] = []
         self._attached = False
-        self._handle = next(_handles)
-        _live[self._handle] = self
+        self._handle = compiled.register(self)
         options = {"offload": offload, "fuse": fuse, "guidance": guidance, "lora_scale": lora_scale}
         other = second_denoiser(self.pipe) if denoiser is None else None
         self.second = None if other is None else Attachment(target, *adapters, denoiser=other, **options)
-        self._install(fuse)
+        try:
+            self._install(fuse)
+        except BaseException:
+            self._uninstall()
+            raise
 
     def set(self, conditioning: Conditioning | None) -> None:
         """Give every row its image prompts; None takes them away.
@@ -91,7 +97,8 @@ class Attachment:
         """
         if not self._attached:
             raise ConditioningError("this attachment was detached; attach the adapter again")
-        self._bound, self._banks, self._frame.branches = None, (), ()
+        self._forget_bound()
+        self._banks, self._frame.branches = (), ()
         for tap in self._taps:
             tap.forget()
         self._loras.choose(conditioning)
@@ -104,22 +111,7 @@ class Attachment:
         """Take the taps off and put the host's processors back. Doing it twice does nothing."""
         if not self._attached:
             return
-        self._attached = False
-        if self.second is not None:
-            self.second.detach()
-        for hook in self._hooks:
-            hook.remove()
-        for tap in (*self._taps, self._loras):
-            tap.remove()
-        for tap, fused in zip(self._taps, self._fused, strict=True):
-            if fused is not None and tap.attention.processor is fused:
-                tap.attention.processor = fused.stock
-        for fused in self._fused:
-            if fused is not None:
-                fused.text_cache.clear()
-        self._frame.is_live, self._frame.branches, self._frame.run = False, (), None
-        self._banks, self._bound = (), None
-        self._forget_compiled()
+        self._uninstall()
 
     def __enter__(self: Bond) -> Bond:
         return self
@@ -145,12 +137,31 @@ class Attachment:
             tap.install()
             if fused is not None:
                 tap.attention.processor, tap.is_fused = fused, True
-        self._hooks = [
-            self.host.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.host.register_forward_hook(self._after),
-        ]
+        self._hooks.append(self.host.register_forward_pre_hook(self._before, with_kwargs=True))
+        self._hooks.append(self.host.register_forward_hook(self._after))
         self._attached = True
         self._forget_compiled()
+
+    def _uninstall(self) -> None:
+        """Take off whatever has been put on, also where that was not all."""
+        self._attached = False
+        if self.second is not None:
+            self.second.detach()
+        for hook in self._hooks:
+            hook.remove()
+        for tap in (*self._taps, self._loras):
+            tap.remove()
+        for fused in (fused for fused in self._fused if fused is not None):
+            if fused.tap.attention.processor is fused:
+                fused.tap.attention.processor = fused.stock
+            fused.text_cache.clear()
+        self._frame.is_live, self._frame.branches, self._frame.run = False, (), None
+        self._banks = ()
+        self._forget_bound()
+        self._forget_compiled()
+
+    def _forget_bound(self) -> None:
+        self._bound, self._indices = {}, {}
 
     def _forget_compiled(self) -> None:
         # A graph that was compiled before the hooks changed does not look at hooks again, and a host cannot tell who
@@ -223,15 +234,30 @@ class Attachment:
         self._loras.act(rows, call.device)
         # Rows that were picked without gradients serve no call that wants some.
         key = (rows, call.device, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        is_timed = any(bank.is_timed for bank in self._banks)
-        if self._bound is None or self._bound[0] != key or is_timed:
-            index = torch.tensor(rows, device=call.device)
-            self._bound = (key, tuple(bank.bind(index, None, call.raw_timestep, rows=rows) for bank in self._banks))
-        bound = self._bound[1]
+        kept = self._bound.get(key, (None,) * len(self._banks))
+        if not all(kept) or any(bank.is_timed for bank in self._banks):
+            index = self._index(rows, call.device)
+            bound = tuple(
+                bank.bind(index, None, call.raw_timestep, rows=rows) if bank.is_timed or branch is None else branch
+                for bank, branch in zip(self._banks, kept, strict=True)
+            )
+            if len(self._bound) >= MOST_BOUND:
+                self._bound.clear()
+            self._bound[key] = bound
+        bound = self._bound[key]
         if any(bank.schedule is not None for bank in self._banks):
             scales = self.scales_at(torch.as_tensor(call.timestep), rows).to(call.device)
             self._strengthen(bound, scales)
         return bound
+
+    def _index(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
+        """Rows as numbers on a device, which are copied there once."""
+        key = (rows, device, torch.is_inference_mode_enabled())
+        if key not in self._indices:
+            if len(self._indices) >= 2 * MOST_BOUND:
+                self._indices.clear()
+            self._indices[key] = torch.tensor(rows, device=device)
+        return self._indices[key]
 
     def _strengthen(self, bound: tuple[BoundBranch, ...], scales: Tensor) -> None:
         """Give every branch its scales of `scales_at`."""
@@ -287,7 +313,7 @@ class Attachment:
         has_steps = any(bank.strengths.has_steps for bank in self._banks)
         step = progress_bins(run_timesteps(self.pipe), timestep) if has_steps else None
         level = noise_bins(timestep if step is None else timestep.to(step.device), num_levels(self.pipe))
-        index = torch.tensor(rows, device=level.device)
+        index = self._index(rows, level.device)
         tables = [(bank, bank.schedule) for bank in self._banks]
         tables += [(bank, bank.strengths.keys) for bank in self._banks if bank.strengths.keys is not None]
         none = torch.ones(len(self.sites), len(index), device=index.device)
@@ -327,50 +353,3 @@ def attach(
         ConditioningError: the guidance is unknown.
     """
     return Attachment(target, *adapters, offload=offload, fuse=fuse, guidance=guidance, lora_scale=lora_scale)
-
-
-@torch.library.custom_op("imprompt::rows_and_scales", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def rows_and_scales(timestep: Tensor, handle: int, batch: int, part: str) -> tuple[Tensor, Tensor]:
-    """What a compiled graph asks for at every call: rows of the banks [batch], scales [branches, sites, batch].
-
-    Opaque to the compiler, so guidance, prompts, weights and schedules can change under a graph without a new one.
-    """
-    attachment = _live[handle]
-    attachment._refresh_taps()
-    rows = attachment.bank_rows(batch, part or None)
-    index = torch.tensor(rows, device=timestep.device)
-    if all(bank.schedule is None for bank in attachment._banks):
-        return index, timestep.new_zeros((attachment._num_scales, len(attachment.sites), batch), dtype=torch.float32)
-    return index, attachment.scales_at(timestep, rows).to(timestep.device, torch.float32).contiguous()
-
-
-@rows_and_scales.register_fake
-def _(timestep: Tensor, handle: int, batch: int, part: str) -> tuple[Tensor, Tensor]:
-    attachment = _live[handle]
-    attachment._refresh_taps()  # at tracing, and so before the sites are traced: a LoRA may have come since
-    shape = (attachment._num_scales, len(attachment.sites), batch)
-    return timestep.new_empty((batch,), dtype=torch.int64), timestep.new_empty(shape, dtype=torch.float32)
-
-
-@torch.library.custom_op("imprompt::placed_regions", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def placed_regions(positions: Tensor, rows: Tensor, handle: int, num_queries: int) -> Tensor:
-    """Factor of each of the picture's tokens [branches, batch, tokens], where only numbers on the device tell its size.
-
-    As opaque to the compiler as `rows_and_scales`: sizes are read there, and no graph depends on them.
-    """
-    attachment = _live[handle]
-    assert attachment.family.measure is not None
-    size = attachment.family.measure(positions)
-    regions = [None if bank.region is None else bank.region.to(rows.device)[rows] for bank in attachment._banks]
-    dtype = next(region.dtype for region in regions if region is not None)
-    everywhere = torch.ones(rows.shape[0], num_queries, device=rows.device, dtype=dtype)
-    return torch.stack(
-        [everywhere if region is None else place_regions(region, size, num_queries)[:, 0, :, 0] for region in regions]
-    )
-
-
-@placed_regions.register_fake
-def _(positions: Tensor, rows: Tensor, handle: int, num_queries: int) -> Tensor:
-    banks = _live[handle]._banks
-    dtype = next(bank.region.dtype for bank in banks if bank.region is not None)
-    return positions.new_empty((len(banks), rows.shape[0], num_queries), dtype=dtype)
