@@ -188,6 +188,15 @@ _RENAMED = {("kolors-ip-adapter-plus", "sdxl"): "kolors"}
 _KINDS: dict[str, dict[str, type[Any]]] = {"projector": PROJECTOR_KINDS, "key_values": KEY_VALUE_KINDS}
 
 
+def projector_kind(projector: ProjectorSpec) -> str:
+    """A projector's name in `PROJECTOR_KINDS`."""
+    return _kind_of(projector, PROJECTOR_KINDS)
+
+
+def _kind_of(part: Any, kinds: dict[str, type[Any]]) -> str:
+    return next(kind for kind, cls in kinds.items() if type(part) is cls)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
     """Which features of which image encoder the projector reads.
@@ -262,8 +271,7 @@ class AdapterSpec:
         """The spec as one line of JSON, for safetensors metadata."""
         fields = asdict(self)
         for name, kinds in _KINDS.items():
-            kind = next(kind for kind, cls in kinds.items() if isinstance(getattr(self, name), cls))
-            fields[name] = {"kind": kind, **fields[name]}
+            fields[name] = {"kind": _kind_of(getattr(self, name), kinds), **fields[name]}
         return json.dumps(fields)
 
     @classmethod

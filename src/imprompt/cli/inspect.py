@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 COUNTS = ("bytes", "parameters")  # printed with separators
 MIN_WIDTH = 96  # of the table, in letters, so that a hash stays in one piece
 
+# By the names of `PROJECTOR_KINDS`.
 PROJECTORS = {
-    "LinearSpec": "global: one pooled feature becomes {tokens} tokens",
-    "MLPSpec": "full: each of {tokens} feature tokens becomes an image token",
-    "ResamplerSpec": "plus: a resampler of {depth} layers reads feature tokens into {tokens}",
-    "PooledMLPSpec": "one vector becomes {tokens} tokens by two layers",
-    "FacePlusSpec": "a face embedding becomes {tokens} tokens, which read the face's picture in {depth} layers",
-    "TimeResamplerSpec": "a resampler of {depth} layers that knows the timestep reads feature tokens into {tokens}",
-    "TokensSpec": "none: {tokens} tokens are made elsewhere",
+    "linear": "global: one pooled feature becomes {tokens} tokens",
+    "mlp": "full: each of {tokens} feature tokens becomes an image token",
+    "resampler": "plus: a resampler of {depth} layers reads feature tokens into {tokens}",
+    "pooled_mlp": "one vector becomes {tokens} tokens by two layers",
+    "face_plus": "a face embedding becomes {tokens} tokens, which read the face's picture in {depth} layers",
+    "time_resampler": "a resampler of {depth} layers that knows the timestep reads feature tokens into {tokens}",
+    "tokens": "none: {tokens} tokens are made elsewhere",
 }
 
 NULL_IMAGES = {
@@ -185,8 +186,10 @@ def _words(name: str) -> str:
 
 
 def _projector(spec: "AdapterSpec") -> str:
+    from imprompt.adapter.spec import projector_kind
+
     projector = spec.projector
-    words = PROJECTORS[type(projector).__name__]
+    words = PROJECTORS[projector_kind(projector)]
     return words.format(tokens=projector.num_tokens, depth=getattr(projector, "depth", None))
 
 
@@ -199,27 +202,25 @@ def _licence(name: str) -> str | None:
 def _fits(spec: "AdapterSpec") -> str:
     from imprompt.adapter.families import family_named
 
-    family = family_named(spec.family)
-    kind = "blocks" if spec.family.startswith(("flux", "sd3")) else "cross-attentions"
-    shape = f"{len(spec.site_indices)} {kind} of width {spec.cross_attention_dim}"
-    if spec.family == "unet":
-        return f"a UNet with {shape}"
-    return f"{family.title} and its fine-tunes ({shape})"
+    shape = f"{len(spec.site_indices)} attentions of width {spec.cross_attention_dim}"
+    return f"{family_named(spec.family).title} and its fine-tunes ({shape})"
 
 
 def _unknowns(spec: "AdapterSpec", others: tuple[str, ...]) -> list[str]:
     """What other adapters share all keys and shapes with this one."""
+    from imprompt.adapter.spec import FacePlusSpec, MLPSpec, NormedKVSpec
+
     unknowns = [UNKNOWN_PICTURES]
     if others:
         unknowns.append(f"whether it is one of {', '.join(others)}: the same network, trained or used in another way")
-    match type(spec.projector).__name__:
-        case "MLPSpec":
+    match spec.projector:
+        case MLPSpec():
             unknowns.append("whether no picture means zero pixels or zero features; published files mean pixels")
-        case "FacePlusSpec":
+        case FacePlusSpec():
             unknowns.append("whether it is version 1 or 2: whether what is read is added to the identity (shortcut)")
     if spec.features.layer == "face_embeds":
         unknowns.append("whether face embeddings have length 1")
-    if spec.family == "flux-instantx":
+    if isinstance(spec.key_values, NormedKVSpec):
         unknowns.append("whether values are normalised as keys are; its authors' own code leaves them as they are")
     unknowns.append(UNKNOWN_ENCODER)
     return unknowns

@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from imprompt.adapter.checkpoint import save_adapter
+from imprompt.adapter.spec import PROJECTOR_KINDS
+from imprompt.cli.inspect import PROJECTORS
 from tests import tiny
 from tests.published import PUBLISHED, write_safetensors
 
@@ -27,7 +29,7 @@ def test_a_file_with_its_spec(embedded, run):
     assert (facts["tokens"], facts["sites"], facts["token_width"]) == (6, 16, 24)
     assert facts["encoder"]["name"] == "tiny CLIP" and facts["encoder"]["index"] == -2
     assert facts["identified_by"] == "the spec in its metadata" and facts["cannot_be_known"] == []
-    assert facts["fits"] == "a UNet with 16 cross-attentions of width 24"
+    assert facts["fits"] == "a model of its own shape and its fine-tunes (16 attentions of width 24)"
 
 
 def published(tmp_path, name):
@@ -71,6 +73,13 @@ def test_a_file_with_two_adapters(tmp_path, run):
     facts = inspect(run, published(tmp_path, "csgo"))
     assert (facts["part_content"]["tokens"], facts["part_style"]["tokens"]) == (4, 16)
     assert any("ControlNet" in words for words in facts["part_style"]["left_aside"])
+
+
+def test_every_kind_of_projector_has_words_and_kolors_its_own_base(tmp_path, run, monkeypatch):
+    monkeypatch.setattr("imprompt.core.files.sha256_file", lambda _path: "0" * 64)
+    assert PROJECTORS.keys() == PROJECTOR_KINDS.keys()
+    facts = inspect(run, published(tmp_path, "kolors-ip-adapter-plus"))
+    assert facts["fits"] == "Kolors and its fine-tunes (70 attentions of width 2048)"
 
 
 @pytest.mark.parametrize("name", ["pulid_flux_v0.9.1", "flux.1-dev-ip-adapter", "sd3.5-large-ip-adapter"])

@@ -22,7 +22,7 @@ from imprompt.adapter.checkpoint.formats import (
 from imprompt.adapter.checkpoint.paths import attention_paths
 from imprompt.adapter.checkpoint.templates import to_theirs
 from imprompt.adapter.families.unet import numbered
-from imprompt.adapter.spec import PROJECTOR_KINDS, AdapterSpec, PerceiverKVSpec, TokensSpec
+from imprompt.adapter.spec import AdapterSpec, PerceiverKVSpec, TokensSpec, projector_kind
 from imprompt.core.errors import CheckpointError
 
 # What `--to` may say.
@@ -151,9 +151,8 @@ def _part_of(spec: AdapterSpec) -> str:
 
 
 def _with_their_projector(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> dict[str, Tensor]:
-    kind = next(kind for kind, cls in PROJECTOR_KINDS.items() if isinstance(spec.projector, cls))
     projector = {key[len("image_proj.") :]: value for key, value in tensors.items() if key.startswith("image_proj.")}
-    theirs, unknown = to_theirs(PROJECTORS[kind], projector)
+    theirs, unknown = to_theirs(PROJECTORS[projector_kind(spec.projector)], projector)
     theirs |= {key: projector[key] for key in unknown}
     rest = {key: value for key, value in tensors.items() if not key.startswith("image_proj.")}
     return {**{f"image_proj.{key}": value for key, value in theirs.items()}, **rest}
