@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-ROOTS = ("down_blocks", "up_blocks", "mid_block")
-PATH = r"(?:down_blocks|up_blocks|mid_block)\.[\w.]*?\.attn[12]"  # of an attention in a UNet
+from imprompt.adapter.families.unet import BLOCK_ORDER
+
+PATH = rf"(?:{'|'.join(BLOCK_ORDER)})\.[\w.]*?\.attn[12]"  # of an attention in a UNet
 
 # Block, transformers in it, layers in each, width of its attentions.
 _SD1 = (
@@ -83,7 +84,7 @@ def _stems(paths: Iterable[str]) -> list[str]:
 
 
 def _order(path: str) -> tuple[int, tuple[int, ...]]:
-    return ROOTS.index(path.partition(".")[0]), tuple(int(figure) for figure in re.findall(r"\.(\d+)", path))
+    return BLOCK_ORDER.index(path.partition(".")[0]), tuple(int(figure) for figure in re.findall(r"\.(\d+)", path))
 
 
 def _layers(family: str) -> list[tuple[str, int]]:

@@ -14,11 +14,11 @@ from imprompt.adapter.families.calls import (
     told_indices,
     told_size,
 )
+from imprompt.adapter.families.cross_attention import BLOCKS
 from imprompt.adapter.families.flux import DOUBLE
 from imprompt.adapter.families.joint import PICTURE_FIRST
 from imprompt.adapter.sites import Place
 
-BLOCKS = Place(attention="transformer_blocks.{}.attn2")
 WAN = Place(attention="blocks.{}.attn2")
 WAN_ANIMATE2 = Place(attention="blocks.{}.cross_attn")
 # Where an older Helios lets its history see the text too, that stands before the frames to make.
