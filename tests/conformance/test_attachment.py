@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import imprompt
 from imprompt.adapter import lora
 from imprompt.adapter.attach import attach
 from imprompt.adapter.bank import Bank
@@ -119,3 +120,40 @@ def test_layers_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lora, "submodule", None, raising=False)
         assert not images._loras.refresh()
         tiny.call(host, tiny.host_inputs(host, 1))
+
+
+class Moves(list[str]):
+    """Where an adapter is sent, in order."""
+
+    def __init__(self, adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        move = adapter.to
+
+        def to(device: Any) -> Any:
+            self.append(str(device))
+            return move(device)
+
+        monkeypatch.setattr(adapter, "to", to)
+
+
+def test_an_adapter_comes_and_goes_once_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For several prompts, two denoisers, and where pictures are encoded too."""
+    hosts = [transformers.flux(), transformers.flux()]
+    pipe = SimpleNamespace(transformer=hosts[0], transformer_2=hosts[1])
+    adapter = transformers.adapter("flux", hosts[0])
+    moves = Moves(adapter, monkeypatch)
+    with attach(pipe, adapter, offload=True) as images:
+        images.set(transformers.conditioning(*(transformers.branch(adapter, seed=seed) for seed in (1, 2))))
+        assert len(moves) == 2
+        assert images.second is not None and images.second._banks is images._banks
+        moves.clear()
+        images.set(None)
+        assert not moves and not images.second._banks
+    features = torch.randn(1, adapter.spec.features.width)
+    with imprompt.attach(pipe, adapter, offload=True) as images:
+        images.set(*[imprompt.ImagePrompt(features=features[:, None] if features_are_long(adapter) else features)] * 2)
+        assert len(moves) == 2
+
+
+def features_are_long(adapter: Any) -> bool:
+    return adapter.spec.features.is_sequence

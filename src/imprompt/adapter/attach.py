@@ -3,6 +3,8 @@
 import inspect
 import logging
 import sys
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -95,17 +97,34 @@ class Attachment:
         Raises:
             ConditioningError: the attachment was detached, or the conditioning names an adapter that is not attached.
         """
+        numbers = set() if conditioning is None else {branch.adapter for branch in conditioning.branches}
+        with self._present(numbers):
+            self._set(conditioning)
+
+    def _present(self, numbers: Collection[int]) -> AbstractContextManager[None]:
+        """Have the adapters of these numbers on the device, and with `offload` away from it again."""
         if not self._attached:
             raise ConditioningError("this attachment was detached; attach the adapter again")
+        needed = [adapter for number, adapter in enumerate(self.adapters) if number in numbers]
+        return on_device(needed, self.device, self.offload)
+
+    def _set(self, conditioning: Conditioning | None, banks: tuple[Bank | TimedBank, ...] = ()) -> None:
+        """What `set` does, with adapters that are present; and with banks, where they have been built already."""
         self._forget_bound()
         self._banks, self._frame.branches = (), ()
         for tap in self._taps:
             tap.forget()
         self._loras.choose(conditioning)
         if conditioning is not None:
-            self._banks = tuple(self._bank(branch) for branch in conditioning.branches)
+            self._banks = banks or tuple(self._bank(branch) for branch in conditioning.branches)
         if self.second is not None:
-            self.second.set(conditioning)
+            self.second._set(conditioning, self._banks if self._is_alike(self.second) else ())
+
+    def _is_alike(self, other: "Attachment") -> bool:
+        """Whether banks for this host are just as well those for another."""
+        hosts = self.host, other.host
+        same = self.sites == other.sites and self.device == other.device
+        return same and self.family.host_tokens is None and len({*map(floating_dtype, hosts)}) == 1
 
     def detach(self) -> None:
         """Take the taps off and put the host's processors back. Doing it twice does nothing."""
@@ -174,16 +193,15 @@ class Attachment:
             raise ConditioningError(
                 f"a prompt names adapter {branch.adapter}, but {len(self.adapters)} are attached; count from 0"
             )
-        device, family = self.device, self.family
-        with on_device(self.adapters[branch.adapter], device, self.offload) as adapter:
-            return build_bank(
-                adapter,
-                branch,
-                self.sites,
-                device=device,
-                dtype=floating_dtype(self.host),
-                host_tokens=None if family.host_tokens is None else partial(family.host_tokens, self.host),
-            )
+        family = self.family
+        return build_bank(
+            self.adapters[branch.adapter],
+            branch,
+            self.sites,
+            device=self.device,
+            dtype=floating_dtype(self.host),
+            host_tokens=None if family.host_tokens is None else partial(family.host_tokens, self.host),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -340,8 +358,9 @@ def attach(
     Args:
         target: a diffusers pipeline, or its denoiser.
         adapters: what to attach.
-        offload: move the adapters' weights off the device whenever they have done their work in `set`. The LoRA of a
-            FaceID adapter works at every step and stays.
+        offload: move the adapters' weights off the device whenever they have done their work in `set`. What works at
+            every step stays: the LoRA of a FaceID adapter, and all of an adapter whose keys and values depend on the
+            timestep (Stable Diffusion 3.5).
         fuse: put a faster processor with the same output in place of diffusers' stock one.
         guidance: the layout of a batch, one of `guidance.LAYOUTS`; by default the pipeline tells. A bare denoiser has
             positive rows alone unless this says otherwise.

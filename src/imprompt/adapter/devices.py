@@ -1,6 +1,6 @@
 """Where adapters and hosts are, and in which number format they compute."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,15 +11,16 @@ from imprompt.adapter.adapter import Adapter
 
 
 @contextmanager
-def on_device(adapter: Adapter, device: torch.device, offload: bool) -> Iterator[Adapter]:
-    """Have an adapter on a device; with `offload` away from it again afterwards."""
-    home = adapter.device
-    adapter.to(device)
+def on_device(adapters: Sequence[Adapter], device: torch.device, offload: bool) -> Iterator[None]:
+    """Have adapters on a device; with `offload` away from it again afterwards."""
+    homes = [adapter.device for adapter in adapters]
     try:
-        yield adapter
+        for adapter in adapters:
+            adapter.to(device)
+        yield
     finally:
-        if offload:
-            adapter.to("cpu" if home == device else home)
+        for adapter, home in zip(adapters, homes, strict=True) if offload else ():
+            adapter.to("cpu" if home.type == device.type else home)
 
 
 def hooked_device(host: nn.Module) -> Any:

@@ -1,7 +1,6 @@
 """Attaching adapters to a pipeline: image prompts in, conditioned denoiser out."""
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from imprompt.adapter.adapter import Adapter
 from imprompt.adapter.attach import Attachment
 from imprompt.adapter.conditioning import Conditioning
 from imprompt.adapter.spec import AdapterSpec
-from imprompt.core.errors import ConditioningError, PromptError
+from imprompt.core.errors import PromptError
 from imprompt.encoders.base import ImageEncoder
 from imprompt.encoders.cache import FeatureCache
 from imprompt.encoders.face import FaceEncoder
@@ -71,7 +70,7 @@ class PipelineAttachment(Attachment):
             return
         rows = _as_rows(prompts, rows)
         with torch.no_grad(), self._present({prompt.adapter for row in rows for prompt in row}):
-            super().set(resolve(rows, self.adapters, self._sources, size=size, blocks=self._blocks()))
+            self._set(resolve(rows, self.adapters, self._sources, size=size, blocks=self._blocks()))
 
     def encode(self, prompt: ImagePrompt) -> ImagePrompt:
         """The same prompt with features in place of its pictures, for arithmetic with them or to save them.
@@ -102,20 +101,6 @@ class PipelineAttachment(Attachment):
             for source in self._sources
             for encoder in source.encoders
         ]
-
-    @contextmanager
-    def _present(self, numbers: Collection[int]) -> Iterator[None]:
-        """Have the adapters that are needed on the device, and with `offload` away from it again."""
-        if not self._attached:
-            raise ConditioningError("this attachment was detached; attach the adapter again")
-        needed = [adapter for number, adapter in enumerate(self.adapters) if number in numbers]
-        for adapter in needed:
-            adapter.to(self.device)
-        try:
-            yield
-        finally:
-            for adapter in needed if self.offload else ():
-                adapter.to("cpu")
 
     def _find_sources(self, image_encoder: Any, face_encoder: Any) -> list[EncoderFeatures | FaceFeatures]:
         number = len(self.adapters)
@@ -172,7 +157,8 @@ def attach(
             face encoder as well. There is no default: which face networks to use, and under which licence, is yours to
             say.
         offload: move the adapters' weights, and an encoder loaded here, off the device when they have done their work.
-            The LoRA of a FaceID adapter works at every step and stays.
+            What works at every step stays: the LoRA of a FaceID adapter, and all of an adapter whose keys and values
+            depend on the timestep (Stable Diffusion 3.5).
         fuse: put a faster attention processor with the same output in place of diffusers' stock one.
         guidance: how a batch is laid out, one of `imprompt.adapter.guidance.LAYOUTS`; by default the pipeline tells,
             and a bare denoiser has positive rows alone.
