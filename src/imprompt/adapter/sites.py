@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from torch import nn
@@ -19,7 +19,31 @@ Span = Literal["all", "first", "last", "indexed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class Tapping:
+    """What a site has of its place.
+
+    Attributes:
+        after: add to the output of the sink in place of its input; where that is a tuple, to its item `item`.
+        item: see `after`.
+        query_span: which part of the queries is the picture's.
+        sink_span: which part of the sink's sequence is the picture's.
+        start: first feature of the sink's input that the attention's output takes, where others stand beside it.
+        is_overwritten: whether the host writes into what is read before it is used here, so that a copy is kept.
+        fused_at: which part of the output of the text's layer the keys are, where it makes more than them; values are
+            the next.
+    """
+
+    after: bool = False
+    item: int = 0
+    query_span: Span = "all"
+    sink_span: Span = "all"
+    start: int = 0
+    is_overwritten: bool = False
+    fused_at: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site(Tapping):
     """One attention place of a host: its two taps, and what the keys and values made for it must be.
 
     Attributes:
@@ -30,16 +54,9 @@ class Site:
         key_width: width of the tokens that it attends to.
         num_heads: number of heads.
         text_keys: path of the layer that makes the host's own keys of such tokens; values have their name with a v.
-        fused_at: which part of that layer's output the keys are, where it makes more than them; values are the next.
         reads: paths of the layers whose outputs are read, the query's first; none to read what `sink` is given.
         layout: how those outputs are laid out.
         sink: path of the layer at which the image branch is added: to its input, or with `after` to its output.
-        after: add to the output of `sink` in place of its input; where that is a tuple, to its item `item`.
-        item: see `after`.
-        query_span: which part of the queries is the picture's.
-        sink_span: which part of the sink's sequence is the picture's.
-        start: first feature of the sink's input that the attention's output takes, where others stand beside it.
-        is_overwritten: whether the host writes into what is read before it is used here, so that a copy is kept.
     """
 
     name: str
@@ -52,17 +69,10 @@ class Site:
     reads: tuple[str, ...]
     layout: Layout
     sink: str
-    after: bool = False
-    item: int = 0
-    query_span: Span = "all"
-    sink_span: Span = "all"
-    start: int = 0
-    is_overwritten: bool = False
-    fused_at: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Place(Tapping):
     """A kind of site: one row of a family's table, from which the sites of a host are read.
 
     Attributes:
@@ -77,7 +87,6 @@ class Place:
         heads: names under which the attention may keep its number of heads.
         keys: path of the layer whose input has the width of the tokens attended to, inside the attention.
         block: how many parts of an attention's path name its block.
-        after, item, query_span, sink_span, start, is_overwritten, fused_at: as in `Site`.
     """
 
     attention: str
@@ -89,13 +98,6 @@ class Place:
     keys: str = "to_k"
     block: int = 2
     every: int = 1
-    after: bool = False
-    item: int = 0
-    query_span: Span = "all"
-    sink_span: Span = "all"
-    start: int = 0
-    is_overwritten: bool = False
-    fused_at: int | None = None
 
 
 def submodule(host: nn.Module, path: str) -> Any:
@@ -119,7 +121,7 @@ def find_places(host: nn.Module, places: Sequence[Place]) -> tuple[Site, ...]:
         for place in places
         for path, attention in _matches(host, place.attention)[:: place.every]
     ]
-    sites = tuple(_site(host, path, attention, place, index) for index, (path, attention, place) in enumerate(found))
+    sites = tuple(site_at(host, path, attention, place, index) for index, (path, attention, place) in enumerate(found))
     if not sites:
         wanted = ", ".join(place.attention for place in places)
         raise HostMismatch(f"{type(host).__name__} has no attention to attach to: expected modules {wanted}")
@@ -133,7 +135,12 @@ def _matches(host: nn.Module, template: str) -> list[tuple[str, Any]]:
     return [(name, module) for _, name, module in sorted(numbered, key=lambda each: each[0])]
 
 
-def _site(host: nn.Module, path: str, attention: Any, place: Place, index: int) -> Site:
+def site_at(host: nn.Module, path: str, attention: Any, place: Place, index: int) -> Site:
+    """The site that an attention of a host is.
+
+    Raises:
+        HostMismatch: nothing in it makes its queries.
+    """
     queries = [name for name in place.query if submodule(attention, name) is not None]
     if place.query and not queries:
         raise HostMismatch(f"{path} of {type(host).__name__} has no {' or '.join(place.query)} to read queries from")
@@ -155,13 +162,7 @@ def _site(host: nn.Module, path: str, attention: Any, place: Place, index: int) 
         reads=tuple(f"{path}.{name}" for name in (*queries[:1], *place.also_reads)),
         layout=layout,
         sink=f"{parent}.{place.sink.lstrip('^')}".rstrip("."),
-        after=place.after,
-        item=place.item,
-        query_span=place.query_span,
-        sink_span=place.sink_span,
-        start=place.start,
-        is_overwritten=place.is_overwritten,
-        fused_at=place.fused_at,
+        **{field.name: getattr(place, field.name) for field in fields(Tapping)},
     )
 
 

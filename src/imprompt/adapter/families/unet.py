@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from imprompt.adapter.families.base import Arguments, Family, table_row, whole_latent
-from imprompt.adapter.sites import Place, Site, find_places
+from imprompt.adapter.sites import Place, Site, find_places, site_at
 from imprompt.core.errors import HostMismatch
 
 # Published checkpoints number the attentions of a UNet in the order in which its blocks were registered,
@@ -17,6 +17,7 @@ BLOCK_ORDER = ("down_blocks", "up_blocks", "mid_block")
 # What was put into such a UNet later has no number: AnimateDiff's motion, and ControlNet-XS beside its base.
 HOSTS = ("UNet2DConditionModel", "UNetMotionModel", "UNetControlNetXSModel")
 LATER, BASE = re.compile(r"\.(motion_modules|ctrl_\w+)\."), re.compile(r"base_(midblock\.)?")
+CROSS = Place(attention="{}", layout="heads_first")  # found by its number
 
 
 def attentions(host: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -41,7 +42,9 @@ def find_sites(host: nn.Module) -> tuple[Site, ...]:
         HostMismatch: the host has no cross-attention named `attn2`.
     """
     sites = tuple(
-        _site(index, name, module) for index, (name, module) in enumerate(attentions(host)) if name.endswith(".attn2")
+        _site(host, index, name, module)
+        for index, (name, module) in enumerate(attentions(host))
+        if name.endswith(".attn2")
     )
     if not sites:
         raise HostMismatch(
@@ -51,20 +54,9 @@ def find_sites(host: nn.Module) -> tuple[Site, ...]:
     return sites
 
 
-def _site(index: int, name: str, module: Any) -> Site:
-    has_norm = getattr(module, "norm_q", None) is not None
-    return Site(
-        name=name,
-        index=index,
-        block=BASE.sub("", name.split(".transformer_blocks")[0]),
-        query_width=module.to_q.out_features,
-        key_width=module.to_k.in_features,
-        num_heads=module.heads,
-        text_keys=f"{name}.to_k",
-        reads=(f"{name}.norm_q" if has_norm else f"{name}.to_q",),
-        layout="heads_first" if has_norm else "merged",
-        sink=f"{name}.to_out.0",
-    )
+def _site(host: nn.Module, index: int, name: str, module: Any) -> Site:
+    block = BASE.sub("", name.split(".transformer_blocks")[0])
+    return replace(site_at(host, name, module, CROSS, index), block=block)
 
 
 def has_shape(width: int, num_sites: int) -> Callable[[nn.Module], bool]:
