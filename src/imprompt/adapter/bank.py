@@ -1,12 +1,13 @@
 """Keys and values of image tokens, computed once for a set of prompts and read at every step."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from imprompt.adapter.adapter import Adapter
 from imprompt.adapter.attention import (
@@ -116,6 +117,8 @@ class TimedBank:
         rows: tuple[int, ...] | None = None,
     ) -> "BoundBranch":
         """The rows of the denoiser's batch, with keys and values of this timestep; see `Bank.bind`."""
+        if self.adapter.device != index.device:  # the pipeline has moved
+            self.adapter.to(index.device)
         features = self.features.to(index.device).index_select(0, index)
         times = torch.as_tensor(timestep, device=index.device).reshape(-1).expand(len(index))
         gain = _rows(self.gain, index)
@@ -125,7 +128,7 @@ class TimedBank:
         made = self.adapter.timed_keys_values(features, times, _rows(self.token_mask, index))
         for position, pair, part in zip(self.positions, made, self.adapter.sites, strict=True):
             heads = self.sites[position].num_heads
-            keys[position], value = (split_heads(x.to(self.dtype), heads) for x in pair)
+            keys[position], value = (split_heads(x.to(index.device, self.dtype), heads) for x in pair)
             values[position] = value if gain is None else value * gain
             attentions[position] = part.attend
         return BoundBranch(
@@ -303,7 +306,7 @@ def build_bank(
     strengths, gain = strengths.to(device, dtype), _bank_gain(branch, copies, device, dtype)
     if adapter.spec.is_timed:
         return TimedBank(
-            adapter=adapter,
+            adapter=_staying(adapter),
             sites=sites,
             positions=positions,
             features=tokens.to(device),
@@ -342,6 +345,21 @@ def build_bank(
         has_null=has_null,
         attentions=attentions,
     )
+
+
+def _staying(adapter: Adapter) -> Adapter:
+    """The same adapter, its weights in memory once, which stays where it is when the given one goes elsewhere.
+
+    One that is being trained is given back itself, so that gradients reach it.
+    """
+    weights = [*adapter.parameters(), *adapter.buffers()]
+    if any(weight.requires_grad for weight in weights):
+        return adapter
+    memo = {
+        id(weight): nn.Parameter(weight.detach(), False) if isinstance(weight, nn.Parameter) else weight.detach()
+        for weight in weights
+    }
+    return copy.deepcopy(adapter, memo)
 
 
 def _negative_first(stored: Float[Tensor, "bank heads tokens head"], copies: int) -> Tensor:
