@@ -13,8 +13,9 @@ FAMILIES = {"sd1": "SD 1.5", "sdxl": "SDXL", "kolors": "Kolors", "flux": "FLUX.1
 
 HEAD = """# Published adapters, by name
 
-`imprompt.load_adapter("NAME")` and `imprompt generate --adapter NAME` find each of these {count} files: on the hub, at a \
-pinned revision, or below the folder that `$IMPROMPT_MODELS` names, laid out like the hub. `OWNER/REPOSITORY:FILE` \
+`imprompt.load_adapter("NAME")` and `imprompt generate --adapter NAME` find each of these {count} files: on the hub, \
+at a pinned revision, or below the folder that `$IMPROMPT_MODELS` names, laid out like the hub. \
+`OWNER/REPOSITORY:FILE` \
 works too, with or without the suffix. `imprompt inspect OWNER/REPOSITORY` tells sizes, presets and LoRA files.
 
 Written by `python -m tests.published_page`; a test holds this page to `core/published.py`.
@@ -22,9 +23,9 @@ Written by `python -m tests.published_page`; a test holds this page to `core/pub
 * *Reads*: the image encoder, found by itself, and the pack of face networks, which you bring as a folder (`--faces`, \
 `face_encoder=`). Both, where the face's picture is read beside its identity.
 * *Tokens*: for each picture, or each face.
-* *Licence*: what the authors say of the adapter's weights; `?` where they say nothing. That of the base and of the face \
-networks comes on top, and whether yours is a use they allow is for you to check: InsightFace's packs, `buffalo_l` and \
-`antelopev2`, are for non-commercial research only.
+* *Licence*: what the authors say of the adapter's weights; `?` where they say nothing. That of the base and of the \
+face networks comes on top, and whether yours is a use they allow is for you to check: InsightFace's packs, \
+`buffalo_l` and `antelopev2`, are for non-commercial research only.
 
 | name | base | reads | tokens | licence | repository |
 |---|---|---|---|---|---|

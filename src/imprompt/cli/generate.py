@@ -1,6 +1,6 @@
 """`imprompt generate`: pictures from a text, image prompts, or both."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,16 +32,34 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
     start: Annotated[list[float] | None, typer.Option(help="From which fraction of the steps, 0 to 1.")] = None,
     end: Annotated[list[float] | None, typer.Option(help="Up to which fraction of the steps, 0 to 1.")] = None,
     fit: Annotated[str, typer.Option(help="For images that are not square: crop, pad, stretch or tile.")] = "crop",
-    adapter: Annotated[
-        str | None, typer.Option(help="A file, OWNER/REPOSITORY/FILE on the hub, or 'global' or 'plus' (embedded).")
+    face: Annotated[
+        list[str] | None, typer.Option(help="Whose face of each: 'largest', or a number counted from 0 at the left.")
     ] = None,
+    structure: Annotated[
+        list[float] | None, typer.Option(help="FaceID-Plus V2: how strongly the face's picture counts, 1 as trained.")
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="A file, a published name, OWNER/REPOSITORY:FILE on the hub, or 'global', 'plus' (embedded)."
+        ),
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="Which adapter, where a file holds several: content, style.")] = None,
+    variant: Annotated[str | None, typer.Option(help="What the adapter is, where its tensors do not tell.")] = None,
+    lora: Annotated[str | None, typer.Option(help="A LoRA file that belongs to the adapter.")] = None,
     base: Annotated[str | None, typer.Option(help="A diffusers folder or hub repository; else the embedded.")] = None,
     encoder: Annotated[
         str | None, typer.Option(help="Folder of the image encoder, here or on the hub; else found by itself.")
     ] = None,
+    faces: Annotated[
+        str | None, typer.Option(help="Folder of a face detector and embedder (ONNX), for adapters that read faces.")
+    ] = None,
     negative: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="How closely to follow; 1 turns guidance off.")] = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="How the pipeline lays out a batch, where it does not tell: cfg, separate, ...")
+    ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Another sampler, e.g. ddim, dpm or euler.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of the first picture, random if not given; the k-th adds k.")
@@ -56,7 +74,8 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
 ) -> None:
     """Make pictures from a text, image prompts, or both.
 
-    Options of an image (--weight, --mask, --start, --end) are given once for all images or once for each, in order.
+    Options of an image (--weight, --mask, --start, --end, --face, --structure) are given once for all images or once
+    for each, in order.
     What else image prompts can say (blocks, curves, regions, negatives, ...) is said in a request file.
 
     Examples:
@@ -68,17 +87,22 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
     imprompt generate --request shot.toml --seed 7
 
     imprompt generate "a cat" -i photo.jpg --base stable-diffusion-v1-5/stable-diffusion-v1-5 --adapter
-    h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors
+    ip-adapter-plus_sd15
+
+    imprompt generate "in a spacesuit" -i person.jpg --base ./sd15 --adapter ip-adapter-faceid_sd15 --faces ./buffalo_l
     """
     from imprompt.generation.result import check_output
 
     check_output(output)
-    prompts = image_prompts(image or [], fit, weight=weight, mask=mask, start=start, end=end)
+    of_images = {"weight": weight, "mask": mask, "start": start, "end": end, "face": face, "structure": structure}
+    prompts = image_prompts(image or [], fit, **of_images)
+    models = {"base": base, "adapter": adapter, "encoder": encoder, "scheduler": scheduler, "faces": faces}
+    models |= {"part": part, "variant": variant, "lora": lora, "guidance": guidance}
     wanted, named = request_of(
         request,
         prompt,
         prompts,
-        base=base,
+        models=models,
         size=size,
         negative_prompt=negative,
         steps=steps,
@@ -86,19 +110,19 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
         seed=seed,
         num_images=num_images,
     )
-    base, adapter, encoder = base or named["base"], adapter or named["adapter"], encoder or named["encoder"]
     if not wanted.prompt and not wanted.image_prompts:
         raise PromptError("nothing to draw: give a text, an --image, or both")
     check_pictures(wanted.image_prompts)
     with plain_words():
         with busy("loading"):
-            pipe = load_base(base, scheduler or named["scheduler"], offload)
-            attachment = attach_adapter(pipe, base, adapter, encoder, offload) if wanted.image_prompts else None
+            pipe = load_base(named["base"], named["scheduler"], offload)
+            attachment = attach_adapter(pipe, named, offload=offload) if wanted.image_prompts else None
         for path in make(pipe, attachment, wanted, output):
             typer.echo(path)
 
 
-NAMES = ("base", "adapter", "encoder", "scheduler")  # what a request file may name beside the request
+# What a request file may name beside the request, as options do.
+NAMES = ("base", "adapter", "part", "variant", "lora", "encoder", "faces", "guidance", "scheduler")
 
 
 def request_of(
@@ -106,17 +130,17 @@ def request_of(
     prompt: str,
     prompts: "Sequence[ImagePrompt]",
     *,
-    base: str | None,
+    models: Mapping[str, str | None],
     size: str | None,
     **given: Any,
 ) -> "tuple[Request, dict[str, str | None]]":
-    """The request of a file and of options, which go first; and the models that the file names.
+    """The request of a file and of options, which go first; and the models that either names, by `NAMES`.
 
     Args:
         file: a request file, if there is one.
         prompt: the text; empty if it was not given.
         prompts: image prompts of the command line, which go beside no file's.
-        base: the base that was named.
+        models: what options name of `NAMES`.
         size: as in `parse_size`.
         **given: other fields of the request; None where an option was not given.
 
@@ -132,6 +156,7 @@ def request_of(
     for name, value in named.items():
         if not isinstance(value, str | None):
             raise PromptError(f"{name} must be a text; got {value!r:.60}")
+    named |= {name: value for name, value in models.items() if value is not None}
     if prompts and "image_prompts" in said:
         raise PromptError("the request file has image_prompts; write the --image there too, or leave them out of it")
     height, width = parse_size(size)
@@ -139,7 +164,7 @@ def request_of(
     if file is not None and options.get("num_images") == 1:
         del options["num_images"]  # the option's default, over which the file goes
     said |= {name: value for name, value in options.items() if value is not None}
-    request = parse_request(said, "." if file is None else file.parent, **settings_for(base or named["base"]))
+    request = parse_request(said, "." if file is None else file.parent, **settings_for(named["base"]))
     return (replace(request, image_prompts=prompts) if prompts else request), named
 
 
@@ -164,6 +189,8 @@ def image_prompts(images: Sequence[str], fit: str, **options: Sequence[Any] | No
     for field in fields:
         if field.get("mask") == NO_MASK:
             del field["mask"]
+        if "face" in field:
+            field["face"] = _face(field["face"])
     return [ImagePrompt(image, fit=fit, **field) for image, field in zip(images, fields, strict=True)]  # pyright: ignore[reportArgumentType]
 
 
@@ -173,6 +200,12 @@ def _for_each(name: str, values: Sequence[Any], count: int) -> Sequence[Any]:
     if len(values) == 1 and count:
         return list(values) * count
     raise PromptError(f"{len(values)} --{name} for {count} --image; give one for all images, or one for each, in order")
+
+
+def _face(choice: str) -> int | str:
+    if choice != "largest" and not (choice.isascii() and choice.isdecimal()):
+        raise PromptError(f"--face must be 'largest' or a number counted from 0 at the left; got {choice!r}")
+    return choice if choice == "largest" else int(choice)
 
 
 def parse_size(size: str | None) -> tuple[int | None, int | None]:
@@ -220,22 +253,37 @@ def load_base(base: str | None, scheduler: str | None, offload: bool) -> Any:
     return pipe
 
 
-def attach_adapter(
-    pipe: Any, base: str | None, adapter: str | None, encoder: str | None, offload: bool
-) -> "PipelineAttachment":
-    """Attach the adapter that was named, or the embedded model's own."""
+def attach_adapter(pipe: Any, named: Mapping[str, str | None], *, offload: bool = False) -> "PipelineAttachment":
+    """Attach the adapter that was named, or the embedded model's own.
+
+    Args:
+        pipe: the pipeline.
+        named: base, adapter and what goes with it, by `NAMES`.
+        offload: as in `attach`.
+
+    Raises:
+        PromptError: an adapter is wanted and not named.
+        ImpromptError: one of the files cannot be used, or they do not belong together.
+    """
     from imprompt.adapter.checkpoint import load_adapter
     from imprompt.emoji.bundle import ADAPTER_FILES
+    from imprompt.encoders.face import FaceEncoder
     from imprompt.generation.attach import attach
     from imprompt.generation.pipelines import is_embedded, load_embedded_adapter
 
+    base, adapter = named["base"], named["adapter"]
+    of_adapter: dict[str, Any] = {name: named[name] for name in ("part", "variant", "lora") if named[name] is not None}
     if is_embedded(base) and (adapter is None or adapter in ADAPTER_FILES):
+        if of_adapter:
+            raise PromptError(f"--{next(iter(of_adapter))} says something of an --adapter; name that too")
         loaded = load_embedded_adapter(adapter or "plus")
     elif adapter is None:
-        raise PromptError(f"--image with --base {base} needs an --adapter: a file, or OWNER/REPOSITORY/FILE on the hub")
+        raise PromptError(f"--image with --base {base} needs an --adapter: a file, or OWNER/REPOSITORY:FILE on the hub")
     else:
-        loaded = load_adapter(adapter)
-    return attach(pipe, loaded, image_encoder=encoder, offload=offload)
+        loaded = load_adapter(adapter, **of_adapter)
+    faces = None if named["faces"] is None else FaceEncoder.from_folder(named["faces"])
+    options: dict[str, Any] = {"guidance": named["guidance"], "offload": offload}
+    return attach(pipe, loaded, image_encoder=named["encoder"], face_encoder=faces, **options)
 
 
 def make(pipe: Any, attachment: "PipelineAttachment | None", request: "Request", output: Path) -> Iterator[Path]:

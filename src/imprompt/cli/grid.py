@@ -79,18 +79,18 @@ def grid(  # noqa: PLR0913  (a command's options are its parameters)
             if not path.suffix:
                 raise PromptError(f"{str(path)!r} names a folder; give the name of a .png file")
     across, down = parse_axis(columns), parse_axis(rows) if rows else Axis("", ("",))
+    models = {"base": base, "adapter": adapter, "encoder": encoder}
     start, named = request_of(
-        request, prompt, image_prompts(image or [], "crop"), base=base, size=size, steps=steps, seed=seed
+        request, prompt, image_prompts(image or [], "crop"), models=models, size=size, steps=steps, seed=seed
     )
     cells = cells_of(start if start.seed is not None else replace(start, seed=0), across, down)
     for cell in cells:
         check_pictures(cell.image_prompts)
-    base, adapter, encoder = base or named["base"], adapter or named["adapter"], encoder or named["encoder"]
     with plain_words():
         with busy("loading"):
-            pipe = load_base(base, named["scheduler"], False)
+            pipe = load_base(named["base"], named["scheduler"], False)
             has_images = any(cell.image_prompts for cell in cells)
-            attachment = attach_adapter(pipe, base, adapter, encoder, False) if has_images else None
+            attachment = attach_adapter(pipe, named) if has_images else None
         with progress_bar(f"drawing {len(cells)} pictures") as bar:
             results = generate(pipe, attachment, cells, progress=bar, batch_size=16)
     save_png(sheet(results, across, down), output, {"cells": [dict(result.provenance_of(0)) for result in results]})

@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command as build_command
 
 from imprompt import __version__
+from imprompt.cli.words import as_options
 from imprompt.core.errors import ImpromptError
 
 COMMANDS = {
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ImpromptError, OSError) as error:
         if "--debug" in arguments:
             raise
-        report(f"{type(error).__name__}: {error}")
+        report(f"{type(error).__name__}: {as_options(str(error))}")
         raise SystemExit(1) from None
 
 
