@@ -4,6 +4,7 @@ Several pictures in one prompt are as many groups of tokens in one softmax, as t
 one person's average is `ImagePrompt(features=faces.identity(pictures))`.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -69,8 +70,8 @@ class FaceFeatures:
         """The same with another face of every picture; itself if None."""
         if choice is None:
             return self
-        chosen = object.__new__(FaceFeatures)
-        chosen.__dict__.update(self.__dict__, _faces=self._encoder().choosing(choice))
+        chosen = copy.copy(self)
+        chosen._faces = self._encoder().choosing(choice)
         return chosen
 
     def features(self, images: Sequence[Image.Image], fit: Fit = "crop") -> Float[Tensor, "images width"]:
