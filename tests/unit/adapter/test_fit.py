@@ -14,6 +14,7 @@ from imprompt.adapter.fit import check_fit, common_family
 from imprompt.adapter.spec import AdapterSpec
 from imprompt.core.errors import HostMismatch
 from tests import tiny, tiny_faces
+from tests.denoisers import DENOISERS
 from tests.unit.adapter.test_identify import meta_unet, variant
 
 SHAPED_ALIKE = ("sdxl", "kolors")
@@ -95,3 +96,11 @@ def test_adapters_of_other_families_do_not_go_together() -> None:
     plus, sdxl = variant("kolors-ip-adapter-plus"), variant("ip-adapter_sdxl")
     with pytest.raises(HostMismatch, match="'kolors' and 'sdxl'; attach those of one family"):
         common_family((plus, sdxl))
+
+
+@pytest.mark.parametrize("name", ["UNet3DConditionModel", "UNetSpatioTemporalConditionModel", "DreamLiteUNetModel"])
+def test_blocks_are_the_transformers_that_hold_the_attentions(name: str) -> None:
+    host = DENOISERS[name].build(seed=0)
+    blocks = {site.block for site in family_of(host).sites(host)}
+    assert "mid_block.attentions.0" in blocks and "down_blocks.0.attentions.0" in blocks
+    assert not any("transformer_blocks" in block for block in blocks)

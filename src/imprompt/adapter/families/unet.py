@@ -115,7 +115,8 @@ def _family(name: str, title: str, matches: Callable[[nn.Module], bool] | None, 
 
 
 def _at(*attentions: str) -> tuple[Place, ...]:
-    return tuple(Place(attention=attention, block=4) for attention in attentions)
+    """Places whose block is the transformer that they are in: the middle's path is shorter than the others'."""
+    return tuple(Place(attention=attention, block=3 if "mid_block" in attention else 4) for attention in attentions)
 
 
 # Temporal attentions have an `attn2` too, in which a pixel attends to itself in other frames.
