@@ -4,12 +4,13 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from imprompt.cli.words import as_options
 from imprompt.core.errors import ImpromptError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ OPTIONAL = {
     "peft": "loads LoRA into a base",
     "onnxruntime": "runs face networks: pip install 'imprompt[face]'",
 }
-DENOISERS = ("unet", "transformer", "prior")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,12 @@ def doctor(
     adapter: Annotated[str | None, typer.Option(help="An adapter's file, folder or hub name.")] = None,
     base: Annotated[str | None, typer.Option(help="A base to hold it against: a diffusers folder or hub name.")] = None,
     encoder: Annotated[str | None, typer.Option(help="An image encoder to hold it against: a folder.")] = None,
+    faces: Annotated[
+        str | None, typer.Option(help="Folder of a face detector and embedder (ONNX), for adapters that read faces.")
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="Which adapter, where a file holds several: content, style.")] = None,
     variant: Annotated[str | None, typer.Option(help="What the adapter is, where its tensors do not tell.")] = None,
+    lora: Annotated[str | None, typer.Option(help="A LoRA file that belongs to the adapter.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Check the installation, devices and encoders, and whether an adapter, a base and an encoder belong together.
@@ -60,9 +65,11 @@ def doctor(
     imprompt doctor
 
     imprompt doctor --adapter ip-adapter-plus_sd15.safetensors --base ./sd15 --encoder ./image_encoder
+
+    imprompt doctor --adapter ip-adapter-faceid-plusv2_sd15 --faces ./buffalo_l
     """
     findings = [*installation(), *devices(), *models()]
-    findings += list(together(adapter, base, encoder, variant))
+    findings += list(together(adapter, base=base, encoder=encoder, faces=faces, part=part, variant=variant, lora=lora))
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     else:
@@ -156,7 +163,7 @@ def _checked(check: str, look: Callable[[], str]) -> Finding:
     try:
         return Finding(check, "ok", look())
     except (ImpromptError, RuntimeError, OSError) as error:
-        return Finding(check, "wrong", " ".join(str(error).split()))
+        return Finding(check, "wrong", as_options(" ".join(str(error).split())))
 
 
 # What is here of models ----------------------------------------------------------------------------------------------
@@ -193,29 +200,90 @@ def _on_this_machine(repository: str, subfolder: str | None, revision: str | Non
 
 
 def together(
-    adapter: str | None, base: str | None, encoder: str | None, variant: str | None = None
+    adapter: str | None,
+    *,
+    base: str | None = None,
+    encoder: str | None = None,
+    faces: str | None = None,
+    part: str | None = None,
+    variant: str | None = None,
+    lora: str | None = None,
 ) -> Iterator[Finding]:
-    """An adapter by itself, against a base, and against an encoder."""
+    """An adapter by itself, against a base, and against encoders of pictures and faces."""
     if adapter is None:
-        if base is not None or encoder is not None:
-            yield Finding("adapter", "wrong", "--base and --encoder are held against one", "give --adapter FILE")
+        others = {"base": base, "encoder": encoder, "faces": faces, "part": part, "variant": variant, "lora": lora}
+        yield from _without_adapter([f"--{name}" for name, value in others.items() if value is not None])
         return
     from imprompt.adapter.checkpoint import read_contents
 
     try:
-        contents = read_contents(adapter, variant=variant)
+        contents = read_contents(adapter, part=part, variant=variant)
     except (ImpromptError, OSError) as error:
-        yield Finding("adapter", "wrong", str(error))
+        yield Finding("adapter", "wrong", as_options(str(error)))
         return
     spec = contents.spec
     told = contents.recognition.decided_by
     yield Finding("adapter", "ok", f"{spec.name}, {spec.num_tokens} tokens, told by {told}")
+    if lora is not None:
+        try:
+            spec = _with_lora(spec, lora)
+        except (ImpromptError, OSError) as error:
+            yield Finding("lora", "wrong", as_options(str(error)))
+        else:
+            yield Finding("lora", "ok", f"{Path(lora).name} changes attentions of the base that {spec.name} is for")
     if base is not None:
         yield _checked("base", lambda: _fit_of(spec, base))
+    if faces is not None or spec.features.layer == "face_embeds":
+        yield _faces_of(spec, faces)
     if encoder is not None:
         yield _checked("encoder", lambda: _encoder_fit(spec, encoder))
-    elif spec.features.layer in ("image_embeds", "hidden_states"):
-        yield Finding("encoder", "note", f"it wants {spec.features.encoder}", "hold one against it with --encoder")
+    elif spec.face_crop is not None or spec.features.layer in ("image_embeds", "hidden_states"):
+        yield _wanted_encoder(spec)
+
+
+def _without_adapter(given: list[str]) -> Iterator[Finding]:
+    if given:
+        found = f"{' and '.join(given)} {'says' if len(given) == 1 else 'say'} something of one"
+        yield Finding("adapter", "wrong", found, "give --adapter FILE")
+
+
+def _with_lora(spec: "AdapterSpec", lora: str) -> "AdapterSpec":
+    from imprompt.adapter.checkpoint.lora import load_lora
+    from imprompt.core.weights import resolve_file
+
+    return replace(spec, lora=load_lora(resolve_file(lora), spec)[1])
+
+
+def _faces_of(spec: "AdapterSpec", folder: str | None) -> Finding:
+    """Which face network an adapter reads, and whether that of a folder is it."""
+    from imprompt.encoders.face import FaceEncoder
+
+    need = spec.features
+    if folder is None:
+        return Finding("faces", "note", f"it wants {need.encoder}; none is given", "hold one against it with --faces")
+    if need.layer != "face_embeds":
+        return Finding("faces", "wrong", f"{spec.name} reads no faces", "leave --faces out")
+    try:
+        embedder = FaceEncoder.from_folder(folder).embedder.spec
+    except (ImpromptError, OSError) as error:
+        return Finding("faces", "wrong", " ".join(str(error).split()))
+    if embedder.width != need.width:
+        found = f"{spec.name} wants embeddings of width {need.width} ({need.encoder}); {embedder.name} gives"
+        return Finding("faces", "wrong", f"{found} {embedder.width}", f"give the folder of {need.encoder}")
+    if embedder.name != need.encoder:
+        found = f"{spec.name} was trained on {need.encoder}; {embedder.name} has the same width but may tell faces"
+        return Finding("faces", "note", f"{found} otherwise", f"give the folder of {need.encoder}")
+    return Finding("faces", "ok", f"{embedder.name}, as {spec.name} wants")
+
+
+def _wanted_encoder(spec: "AdapterSpec") -> Finding:
+    from imprompt.encoders.known import known_encoder
+
+    name = (spec.face_crop or spec.features).encoder
+    known = known_encoder(name)
+    purpose = " for the aligned face" if spec.face_crop is not None else ""
+    found = f"it wants {name}{purpose}; none is given" + (f", and {known.address} would be loaded" if known else "")
+    return Finding("encoder", "note", found, "hold one against it with --encoder")
 
 
 def _fit_of(spec: "AdapterSpec", base: str) -> str:
@@ -251,12 +319,13 @@ def _empty_denoiser(base: str) -> Any:
 
 
 def _denoiser_config(base: str) -> dict[str, Any]:
+    from imprompt.adapter.fit import DENOISERS
     from imprompt.core.weights import resolve_folder
     from imprompt.emoji.bundle import bundle_folder
 
-    patterns = ["config.json", *(f"{name}/config.json" for name in DENOISERS)]
+    patterns = [*(f"{name}/config.json" for name in DENOISERS), "config.json"]
     folder = bundle_folder() if base == "emoji" else resolve_folder(base, patterns=patterns)
-    path = next((folder / name for name in reversed(patterns) if (folder / name).is_file()), None)
+    path = next((folder / name for name in patterns if (folder / name).is_file()), None)
     if path is None:
         raise ImpromptError(f"{base} holds no denoiser; expected one of {', '.join(patterns)} in it")
     return _read_json(path)

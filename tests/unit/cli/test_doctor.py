@@ -6,7 +6,8 @@ import pytest
 
 from imprompt.adapter.checkpoint import save_adapter
 from imprompt.cli import doctor as command
-from tests import tiny
+from imprompt.encoders.face import FaceEncoder
+from tests import tiny, tiny_faces
 from tests.published import PUBLISHED, write_safetensors
 
 
@@ -144,3 +145,62 @@ def test_a_device_that_counts_wrong(monkeypatch):
     monkeypatch.setattr(torch, "ones", torch.zeros)
     finding = command._checked("cpu", lambda: command._try_device("cpu"))
     assert finding.state == "wrong" and "expected 262144" in finding.found
+
+
+def test_the_denoiser_of_a_base_is_the_one_that_attach_takes(tmp_path):
+    for name in ("config.json", "decoder", "prior", "transformer_2", "transformer", "unet"):
+        file = tmp_path / name if name.endswith(".json") else tmp_path / name / "config.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"_class_name": name}))
+        assert command._denoiser_config(str(tmp_path))["_class_name"] == name
+
+
+def face_adapter(tmp_path, kind):
+    return save_adapter(tiny_faces.adapter(tiny_faces.host(), kind), tmp_path / f"{kind}.safetensors")
+
+
+def test_which_face_network_an_adapter_wants(embedded, run, tmp_path):
+    code, findings = ask(run, "--adapter", face_adapter(tmp_path, "faceid"))
+    assert code == 0 and "encoder" not in findings
+    assert findings["faces"]["state"] == "note" and "it wants tiny faces; none is given" in findings["faces"]["found"]
+    file = write_safetensors(PUBLISHED["ip-adapter-faceid-plusv2_sd15"], tmp_path / "plusv2.safetensors")
+    code, findings = ask(run, "--adapter", file, "--variant", "ip-adapter-faceid-plusv2_sd15")
+    assert code == 0 and "(buffalo_l)" in findings["faces"]["found"]
+    assert "OpenCLIP ViT-H/14 for the aligned face" in findings["encoder"]["found"]
+    assert "h94/IP-Adapter/models/image_encoder" in findings["encoder"]["found"]
+
+
+@pytest.mark.parametrize(
+    ("width", "name", "state", "words"),
+    [
+        (512, "tiny faces", "ok", "as tiny-faceid-plusv2 wants"),
+        (512, "others", "note", "was trained on tiny faces; others has the same width"),
+        (128, "others", "wrong", "wants embeddings of width 512 (tiny faces); others gives 128"),
+    ],
+)
+def test_face_networks(embedded, run, tmp_path, monkeypatch, encoder, width, name, state, words):
+    faces = FaceEncoder(tiny_faces.Corners(), tiny_faces.Cells(width, name))
+    monkeypatch.setattr(FaceEncoder, "from_folder", lambda folder: faces)
+    adapter = face_adapter(tmp_path, "faceid-plusv2")
+    code, findings = ask(run, "--adapter", adapter, "--faces", tmp_path, "--encoder", encoder)
+    assert code == (state == "wrong") and findings["encoder"]["state"] == "ok"
+    assert findings["faces"]["state"] == state and words in findings["faces"]["found"]
+
+
+def test_folders_of_faces_that_are_none(embedded, run, tmp_path, adapter):
+    code, findings = ask(run, "--adapter", face_adapter(tmp_path, "faceid"), "--faces", tmp_path / "none")
+    assert code == 1 and "is no folder" in findings["faces"]["found"]
+    code, findings = ask(run, "--adapter", adapter, "--faces", tmp_path)
+    assert code == 1 and findings["faces"]["remedy"] == "leave --faces out"
+
+
+def test_parts_and_lora_files(embedded, run, tmp_path, adapter):
+    file = write_safetensors(PUBLISHED["csgo"], tmp_path / "csgo.safetensors")
+    code, findings = ask(run, "--adapter", file)
+    assert code == 1 and "pass --part content" in findings["adapter"]["found"]
+    code, findings = ask(run, "--adapter", file, "--part", "style")
+    assert code == 0 and findings["adapter"]["found"].startswith("csgo-style")
+    code, findings = ask(run, "--adapter", adapter, "--lora", tmp_path / "none.safetensors")
+    assert code == 1 and findings["adapter"]["state"] == "ok" and findings["lora"]["state"] == "wrong"
+    code, findings = ask(run, "--part", "style", "--lora", "x")
+    assert code == 1 and findings["adapter"]["found"] == "--part and --lora say something of one"
