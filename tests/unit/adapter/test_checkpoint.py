@@ -164,6 +164,24 @@ def test_spec_of_another_file(linear: Any, tmp_path: Path) -> None:
     assert one_line(error, path)
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"variant": "nothing"}, "no published adapter is called 'nothing'"),
+        ({"variant": "ip-adapter_sd15"}, "the spec in its metadata says 'tiny-linear'; leave variant= out"),
+        ({"part": "style"}, "holds one adapter, and so no part='style'"),
+        ({"shortcut": True}, "shortcut=True is not what the spec in its metadata says"),
+    ],
+)
+def test_what_is_said_against_the_spec(linear: Any, said: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = save_adapter(linear, tmp_path / "a.safetensors")
+    for read in (load_adapter, read_spec):
+        with pytest.raises(CheckpointError) as error:
+            read(path, **said)
+        assert one_line(error, path) and words in str(error.value)
+    assert read_spec(path, variant=linear.spec.name) == linear.spec
+
+
 def test_unreadable_spec_names_the_file(linear: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(linear.state_dict(), path, metadata={"imprompt_spec": "{"})

@@ -73,16 +73,13 @@ def test_what_differs_replaces_nothing(source, tmp_path, run, monkeypatch):
         (["new.bin"], "cannot save an adapter as"),
         (["new.safetensors", "--to", "diffusers"], "a UNet of its own shape"),
         (["new.safetensors", "--part", "content"], "holds one adapter"),
-        (["new.safetensors", "--variant", "ip-adapter_sd15"], "ip-adapter_sd15"),
+        (["new.safetensors", "--variant", "ip-adapter_sd15"], "says 'tiny-linear'; leave --variant out"),
     ],
 )
 def test_refusals(source, tmp_path, run, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     code, out, err = run("convert", source, *arguments)
-    if "--variant" in arguments:  # the spec in the file is the better witness
-        assert code == 0
-    else:
-        assert code == 1 and out == "" and words in err and err.count("\n") == 1
+    assert code == 1 and out == "" and words in err and err.count("\n") == 1
 
 
 def test_the_published_name_is_what_comfyui_wants():

@@ -89,6 +89,22 @@ def test_what_is_said_of_an_adapter_wants_one(embedded, run, cat):
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--lora", "none.safetensors", "none.safetensors"),
+        ("--part", "style", "holds one adapter, and so no --part style; leave it out"),
+        ("--variant", "nothing", "no published adapter is called 'nothing'"),
+        ("--variant", "ip-adapter_sd15", "says 'tiny-faceid'; leave --variant out"),
+    ],
+)
+def test_what_is_said_of_an_adapter_has_to_be_true(embedded, run, tmp_path, base, person, option, value, words):
+    named = ("--base", base, "--adapter", saved(tmp_path))
+    code, _, err = run("generate", "-i", person, *named, option, value, *QUICK)
+    assert code == 1 and words in err and "Traceback" not in err and err.count("Error: ") < 2
+    assert len(err.strip().splitlines()) == 1 and not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
     ("message", "words"),
     [
         ("Pass image_encoder='a/b:c'.", "Pass --encoder a/b:c."),

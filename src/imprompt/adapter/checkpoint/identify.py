@@ -205,14 +205,31 @@ def _choose(
     return chosen, decided_by, others
 
 
-def _asked(candidates: tuple[Variant, ...], name: str, spec: AdapterSpec) -> Variant:
-    found = next((each for each in candidates if each.name == name), None)
-    if found is not None:
-        return found
+def check_asked(spec: AdapterSpec, hints: Hints) -> None:
+    """Refuse what a caller says of a file that says itself what it is, where that is something else.
+
+    Raises:
+        CheckpointError: another variant, or another version of FaceID-Plus, than the spec in its metadata tells.
+    """
+    if hints.variant not in (None, spec.name):
+        _check_name(hints.variant)
+        raise CheckpointError(f"asked for {hints.variant!r}, but {BY_SPEC} says {spec.name!r}; leave variant= out")
+    if hints.shortcut not in (None, getattr(spec.projector, "shortcut", None)):
+        raise CheckpointError(f"shortcut={hints.shortcut} is not what {BY_SPEC} says; leave it out")
+
+
+def _check_name(name: str) -> None:
     names = variant_names()
     if name not in names:
         near = get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
         raise CheckpointError(f"no published adapter is called {name!r}; near to it are {', '.join(near)}")
+
+
+def _asked(candidates: tuple[Variant, ...], name: str, spec: AdapterSpec) -> Variant:
+    found = next((each for each in candidates if each.name == name), None)
+    if found is not None:
+        return found
+    _check_name(name)
     shared = ", ".join(each.name for each in candidates) or f"no published one ({spec.num_tokens} tokens)"
     raise CheckpointError(f"asked for {name!r}, but the tensors have the shapes of {shared}; ask for that, or for none")
 

@@ -23,7 +23,7 @@ from imprompt.adapter.checkpoint.formats import (
     marked,
     projector_kind,
 )
-from imprompt.adapter.checkpoint.identify import BY_SPEC, Hints, Recognition, missing_message, recognise
+from imprompt.adapter.checkpoint.identify import BY_SPEC, Hints, Recognition, check_asked, missing_message, recognise
 from imprompt.adapter.checkpoint.paths import PATH, attention_paths, number_paths
 from imprompt.adapter.checkpoint.source import checkpoint_files
 from imprompt.adapter.checkpoint.templates import to_ours
@@ -193,6 +193,7 @@ def _understand(raw: _Raw, hints: Hints) -> Contents:
     if spec_key in raw.metadata:
         spec = _declared(raw.metadata[spec_key])
         _check_spec_against(spec, shapes)
+        check_asked(spec, hints)
         recognition = Recognition(spec=spec, decided_by=BY_SPEC)
     else:
         num_bytes = raw.paths[0].stat().st_size if len(raw.paths) == 1 else None
