@@ -107,4 +107,4 @@ def test_both_parts_of_csgo_and_what_is_beside_them(tmp_path, run):
     code, _, err = run("convert", source, tmp_path / "style.safetensors", "--part", "style")
     assert code == 0 and load_adapter(tmp_path / "style.safetensors").spec.is_partial, err
     code, _, err = run("convert", source, tmp_path / "a.safetensors", "--to", "comfy")
-    assert code == 1 and "pass part='content'" in err
+    assert code == 1 and "pass --part content" in err
