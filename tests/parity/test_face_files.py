@@ -69,6 +69,8 @@ def test_a_lora_in_a_file_of_its_own(tmp_path: Path) -> None:
     path = save_adapter(alone, tmp_path / "adapter.safetensors")
     bare, loaded = load_adapter(path), load_adapter(path, lora=tmp_path / "lora.safetensors")
     assert bare.spec.lora is None and loaded.spec.lora == adapter.spec.lora
+    for each in (bare, loaded):
+        each.spec = replace(each.spec, family="unet")  # the narrow host is no Stable Diffusion 1
     assert torch.equal(shown(pipe, loaded), shown(pipe, adapter))
     assert (shown(pipe, bare) - shown(pipe, adapter)).abs().max() > 1e-2
 
@@ -97,6 +99,8 @@ def test_both_halves_of_csgo(tmp_path: Path) -> None:
         state["ip_adapter"] |= sections["ip_adapter"]
     torch.save(state, tmp_path / "csgo.bin")
     loaded = {kind: load_adapter(tmp_path / "csgo.bin", part=kind) for kind in CSGO}
+    for half in loaded.values():
+        half.spec = replace(half.spec, family="unet")  # the narrow host is no Stable Diffusion XL
     outputs = []
     for each in (halves, loaded):
         content, style = (each[kind] for kind in CSGO)
