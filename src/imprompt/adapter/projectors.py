@@ -117,6 +117,16 @@ def perceiver_layers(*, width: int, depth: int, num_heads: int, head_width: int,
     )
 
 
+def read_into(
+    latents: Float[Tensor, "batch tokens width"], features: Float[Tensor, "batch length width"], layers: nn.ModuleList
+) -> Float[Tensor, "batch tokens width"]:
+    """Latents that have read features through `perceiver_layers`, one after another."""
+    for attention, mlp in layers:  # pyright: ignore[reportGeneralTypeIssues]  (a ModuleList of pairs)
+        latents = attention(features, latents) + latents
+        latents = mlp(latents) + latents
+    return latents
+
+
 class Resampler(nn.Module):
     """A perceiver that reads feature tokens into `num_tokens` latents: the "plus" adapter (section 4.4.2).
 
@@ -142,9 +152,7 @@ class Resampler(nn.Module):
         """Read any number of feature tokens into the latents."""
         latents = self.latents.expand(features.shape[0], -1, -1)
         features = self.proj_in(features[:, None] if features.ndim == 2 else features)
-        for attention, mlp in self.layers:  # pyright: ignore[reportGeneralTypeIssues]  (a ModuleList of pairs)
-            latents = attention(features, latents) + latents
-            latents = mlp(latents) + latents
+        latents = read_into(latents, features, self.layers)
         return self.norm_out(self.proj_out(latents))
 
 
@@ -192,9 +200,7 @@ class FaceResampler(nn.Module):
     ) -> Float[Tensor, "batch tokens width"]:
         """Read the features into the tokens."""
         features = self.proj_in(features)
-        for attention, mlp in self.layers:  # pyright: ignore[reportGeneralTypeIssues]  (a ModuleList of pairs)
-            latents = attention(features, latents) + latents
-            latents = mlp(latents) + latents
+        latents = read_into(latents, features, self.layers)
         return self.norm_out(self.proj_out(latents))
 
 
