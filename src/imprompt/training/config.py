@@ -51,15 +51,23 @@ class AdapterConfig(Part):
         num_tokens: Image tokens a picture; None takes the variant's own number.
         image_encoder: Folder or hub repository of the frozen image encoder; None takes the base's own, or the one the
             published adapter of this kind and base was trained with.
+        encoder_name: What messages call that encoder; None takes the name under which it is published.
+        face_encoder: Folder of the face networks that FaceID adapters read; nothing is downloaded.
         initial: An adapter that `load_adapter` reads, to go on from; None begins a new one whose keys and values are
             copies of the text's where the family has them.
-        name: Name of the adapter; None makes one of kind and base.
+        inner_width: Width inside the resampler of a "plus"; None takes the tokens' own, at most 1280 as published.
+        lora_rank: Of the change that a FaceID adapter makes to a UNet's attentions; 0 makes none.
+        name: Name of the adapter; None makes one of kind and recipe.
     """
 
     kind: AdapterKind = "global"
     num_tokens: Count | None = None
     image_encoder: str | None = None
+    encoder_name: str | None = None
+    face_encoder: Path | None = None
     initial: str | None = None
+    inner_width: Count | None = None
+    lora_rank: Annotated[int, Field(ge=0)] = 128
     name: str | None = None
 
 
@@ -120,7 +128,12 @@ class ObjectiveConfig(Part):
         min_snr_gamma: Where min-SNR weights (arXiv 2303.09556) stop growing; None counts every timestep alike.
         snr_offset: Added to the signal-to-noise ratio first; 1 also trains pure noise under zero terminal SNR.
         noise_offset: Deviation of one number a channel added to the noise.
-        timesteps: How they are drawn; "logit_normal" and "mode" are those of Stable Diffusion 3.
+        timesteps: How they are drawn; "logit_normal" and "mode" are those of Stable Diffusion 3, "sigmoid" is
+            "logit_normal" with mean 0 and deviation 1.
+        logit_mean: Mean of the normal number whose sigmoid "logit_normal" draws.
+        logit_deviation: Its deviation.
+        mode_scale: Of "mode".
+        weighting: What errors of a flow count by noise level: SD3's "sigma_sqrt" or "cosmap"; "none" counts all alike.
         timestep_shift: Of flow matching: s t / (1 + (s - 1) t); None takes the scheduler's own.
         guidance: What a guidance-distilled base is told in training.
     """
@@ -129,6 +142,10 @@ class ObjectiveConfig(Part):
     snr_offset: Annotated[float, Field(ge=0)] = 0.0
     noise_offset: Annotated[float, Field(ge=0)] = 0.0
     timesteps: Literal["uniform", "logit_normal", "mode", "sigmoid"] = "uniform"
+    logit_mean: float = 0.0
+    logit_deviation: Annotated[float, Field(gt=0)] = 1.0
+    mode_scale: Annotated[float, Field(ge=-1, le=1.75)] = 1.29
+    weighting: Literal["none", "sigma_sqrt", "cosmap"] = "none"
     timestep_shift: Annotated[float, Field(gt=0)] | None = None
     guidance: float = 1.0
 
