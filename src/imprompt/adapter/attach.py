@@ -18,10 +18,11 @@ from imprompt.adapter.bank import Bank, BoundBranch, TimedBank, build_bank
 from imprompt.adapter.clock import noise_bins, num_levels, progress_bins, run_timesteps, told_timestep
 from imprompt.adapter.conditioning import Branch, Conditioning
 from imprompt.adapter.devices import floating_dtype, hooked_device, on_device
-from imprompt.adapter.families import HostCall
+from imprompt.adapter.families import HostCall, family_of
 from imprompt.adapter.fit import check_fit, common_family, pipe_and_host, second_denoiser, sites_of
 from imprompt.adapter.guidance import LAYOUTS, CallCounter, bank_rows, layout_of
 from imprompt.adapter.lora import Loras
+from imprompt.adapter.regional_text import TextBank, build_text_bank
 from imprompt.adapter.strengths import look_up
 from imprompt.adapter.taps import Frame, FusedProcessor, SiteTap, is_stock
 from imprompt.core.errors import ConditioningError
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # Not `Self`: beartype, which checks annotations in tests, knows that only inside classes that it decorates itself.
 Bond = TypeVar("Bond", bound="Attachment")
+
+Banks = tuple[Bank | TimedBank | TextBank, ...]
 
 # Of how many choices of rows an attachment remembers what it bound: the halves of guidance, and a few sizes of batch.
 MOST_BOUND = 4
@@ -59,7 +62,7 @@ class Attachment:
     ) -> None:
         self.pipe, self.host = pipe_and_host(target, denoiser)
         self.adapters = adapters
-        self.family = common_family(adapters)
+        self.family = common_family(adapters) if adapters else family_of(self.host)
         self.sites = sites_of(self.family, self.host)
         for adapter in adapters:
             check_fit(adapter, self.sites, self.host)
@@ -71,7 +74,7 @@ class Attachment:
         self._frame = Frame()
         self._calls = CallCounter()
         self._parameters = tuple(inspect.signature(self.host.forward).parameters)
-        self._banks: tuple[Bank | TimedBank, ...] = ()
+        self._banks: Banks = ()
         self._bound: dict[Any, tuple[BoundBranch, ...]] = {}
         self._indices: dict[Any, Tensor] = {}
         self._taps: list[SiteTap] = []
@@ -108,7 +111,7 @@ class Attachment:
         needed = [adapter for number, adapter in enumerate(self.adapters) if number in numbers]
         return on_device(needed, self.device, self.offload)
 
-    def _set(self, conditioning: Conditioning | None, banks: tuple[Bank | TimedBank, ...] = ()) -> None:
+    def _set(self, conditioning: Conditioning | None, banks: Banks = ()) -> None:
         """What `set` does, with adapters that are present; and with banks, where they have been built already."""
         self._forget_bound()
         self._banks, self._frame.branches = (), ()
@@ -116,7 +119,11 @@ class Attachment:
             tap.forget()
         self._loras.choose(conditioning)
         if conditioning is not None:
-            self._banks = banks or tuple(self._bank(branch) for branch in conditioning.branches)
+            texts = [
+                build_text_bank(text, self.host, self.family, self._taps, self._frame, self.device)
+                for text in conditioning.texts
+            ]
+            self._banks = banks or (*texts, *map(self._bank, conditioning.branches))
         if self.second is not None:
             self.second._set(conditioning, self._banks if self._is_alike(self.second) else ())
 

@@ -4,6 +4,7 @@
 """
 
 import math
+from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -46,6 +47,11 @@ def matched_length(
     lengths = (x.float().square().sum(dim=(1, 3), keepdim=True).clamp(min=1e-12) for x in (own, attended))
     own_length, length = lengths
     return attended * ((own_length / length) ** (amount.float() / 2)).to(attended.dtype)
+
+
+def per_frame(x: Any, frames: int) -> Any:
+    """Every row as often as a host has frames, which it keeps together; None stays None."""
+    return x if x is None or frames == 1 else x.repeat_interleave(frames, dim=0)
 
 
 def level_size(size: tuple[int, int], num_queries: int) -> tuple[int, int] | None:

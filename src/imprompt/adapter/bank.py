@@ -15,6 +15,7 @@ from imprompt.adapter.attention import (
     image_attention,
     level_size,
     matched_length,
+    per_frame,
     region_weight,
     split_heads,
 )
@@ -174,6 +175,9 @@ class BoundBranch:
     placed: Float[Tensor, "batch 1 tokens 1"] | None = None
     _region_weights: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)
 
+    # Whether it replaces a part of the host's own, which image branches then take for it.
+    is_text = False
+
     def attend(
         self,
         reads: tuple[Float[Tensor, "batch heads length head"], ...],
@@ -196,11 +200,11 @@ class BoundBranch:
             return None
         query = reads[0]
         frames = query.shape[0] // keys.shape[0]  # more than one where a host folds its frames into the batch
-        weight = _per_frame(self._weight(query, position, size, num_tokens), frames)
+        weight = per_frame(self._weight(query, position, size, num_tokens), frames)
         if self.key_schedule is not None:
             keys = keys * self.key_schedule[position].view(-1, 1, 1, 1).to(keys)
-        keys, values = (_per_frame(x.to(query.dtype), frames) for x in (keys, values))
-        token_mask = _per_frame(self.token_mask, frames)
+        keys, values = (per_frame(x.to(query.dtype), frames) for x in (keys, values))
+        token_mask = per_frame(self.token_mask, frames)
         if attention is None and self.match is None:
             return image_attention(query, keys, values, token_mask=token_mask, weight=weight)
         if attention is None:
@@ -208,7 +212,7 @@ class BoundBranch:
         else:
             attended = attention(reads, keys, values, token_mask)
         if self.match is not None and own is not None:
-            attended = matched_length(attended, own, _per_frame(self.match.view(-1, 1, 1, 1), frames))
+            attended = matched_length(attended, own, per_frame(self.match.view(-1, 1, 1, 1), frames))
         return attended if weight is None else attended * weight
 
     def _weight(
@@ -270,11 +274,6 @@ def _with_others(weights: Float[Tensor, "batch 1 tokens 1"], num_others: int) ->
     if not num_others:
         return weights
     return torch.cat([weights.mean(dim=2, keepdim=True).expand(-1, -1, num_others, -1), weights], dim=2)
-
-
-def _per_frame(x: Any, frames: int) -> Any:
-    """Every row as often as a host has frames, which it keeps together."""
-    return x if x is None or frames == 1 else x.repeat_interleave(frames, dim=0)
 
 
 def build_bank(

@@ -61,16 +61,37 @@ class Branch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextBranch:
+    """A text of its own for a region of every row; see `adapter.regional_text`.
+
+    Attributes:
+        states: the text's, as the denoiser is given them.
+        share: how much of each place is this text's, 0 to 1; what all shares leave is the denoiser's own text's.
+        token_mask: which tokens are real, where rows have different numbers of them; None if all are.
+        scale: factor on the share over the run; one step if it is constant, else `NUM_PROGRESS` of them.
+        by_noise: as in `Branch`.
+    """
+
+    states: Float[Tensor, "rows tokens width"]
+    share: Float[Tensor, "rows height width"]
+    token_mask: Bool[Tensor, "rows tokens"] | None
+    scale: Float[Tensor, "steps rows"]
+    by_noise: Bool[Tensor, " rows"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """The image prompts of a batch: branches whose outputs are summed.
+    """The image prompts of a batch: branches whose outputs are summed; and texts of regions.
 
     Attributes:
         branches: one for each prompt position; a row with fewer prompts has scale 0 in the others.
         rows: number of rows; one row serves a batch of any size.
+        texts: one for each position among a row's regions; a row with fewer has share 0 in the others.
     """
 
     branches: tuple[Branch, ...]
     rows: int
+    texts: tuple[TextBranch, ...] = ()
 
     def __post_init__(self) -> None:
         for number, branch in enumerate(self.branches):
@@ -82,6 +103,13 @@ class Conditioning:
                 )
             _check_tables(number, branch)
             _check_parts(number, branch)
+        for number, text in enumerate(self.texts):
+            found = {len(text.states), len(text.share), text.scale.shape[-1]}
+            if found != {self.rows}:
+                raise ConditioningError(
+                    f"text {number} has states, shares and scales for {len(text.states)}, {len(text.share)} and "
+                    f"{text.scale.shape[-1]} rows, expected {self.rows} of each"
+                )
 
 
 def _check_tables(number: int, branch: Branch) -> None:

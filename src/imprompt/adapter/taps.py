@@ -120,8 +120,8 @@ class SiteTap:
                 f"({', '.join(site.reads)}); do not fuse its projections, and use diffusers' own attention processor"
             )
         heads = [self._heads(read) for read in reads]
-        has_match = hidden is not None and any(branch.match is not None for branch in self.frame.branches)
-        return self.image(*heads, own=self._own(hidden) if has_match else None)  # pyright: ignore
+        needs_own = any(branch.match is not None or branch.is_text for branch in self.frame.branches)
+        return self.image(*heads, own=self._own(hidden) if needs_own and hidden is not None else None)
 
     def _own(self, hidden: Tensor) -> Tensor:
         """The host's own part of what reaches the sink, as the image's is laid out."""
@@ -158,12 +158,23 @@ class SiteTap:
         return hidden + merged
 
     def image(self, *reads: Tensor, own: Tensor | None = None) -> Tensor | None:
-        """The sum of all image branches [batch, heads, length, head], before the heads are merged; None without any."""
+        """The sum of all branches [batch, heads, length, head], before the heads are merged; None without any.
+
+        Texts of regions change the host's own part, and images are brought to the length of that which is changed.
+        """
+        texts = self._sum(reads, own, is_text=True)
+        if texts is None:
+            return self._sum(reads, own, is_text=False)
+        images = self._sum(reads, None if own is None else own + texts, is_text=False)
+        return texts if images is None else texts + images
+
+    def _sum(self, reads: tuple[Tensor, ...], own: Tensor | None, *, is_text: bool) -> Tensor | None:
         total: Tensor | None = None
         for branch in self.frame.branches:
-            attended = branch.attend(reads, self.position, self.frame.size, self.frame.num_queries, own)
-            if attended is not None:
-                total = attended if total is None else total + attended
+            if branch.is_text is is_text:
+                attended = branch.attend(reads, self.position, self.frame.size, self.frame.num_queries, own)
+                if attended is not None:
+                    total = attended if total is None else total + attended
         return total
 
 

@@ -112,6 +112,8 @@ class Family:
         host_tokens: what the host itself does to image tokens before keys and values are made of them.
         host_token_width: width of the tokens that it does that to; None if a host has no such part.
         lora_names: paths of all attentions by their numbers in checkpoints, for files that change them.
+        text_layer: the layer that the host's text passes before its attentions, None where it comes as it is; for hosts
+            whose attentions read the text apart from the picture, in which texts of regions can act.
     """
 
     name: str
@@ -136,6 +138,7 @@ class Family:
     host_tokens: Callable[[nn.Module, Tensor], Tensor] | None = None
     host_token_width: Callable[[nn.Module], int | None] | None = None
     lora_names: Callable[[nn.Module], dict[int, str]] | None = None
+    text_layer: Callable[[nn.Module], nn.Module | None] | None = None
 
     def fits(self, host: nn.Module) -> bool:
         """Whether a host is of this family. A denoiser that inherits from a known one is known by its parent's name."""

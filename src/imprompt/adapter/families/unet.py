@@ -100,6 +100,11 @@ def _text_projection(host: Any) -> Any:
     return getattr(host, "text_encoder_hid_proj", None) or getattr(host, "encoder_hid_proj", None)
 
 
+def text_layer(host: nn.Module) -> nn.Module | None:
+    """The layer that a UNet's text passes first; None if it is taken as it comes."""
+    return _text_projection(host) if projects_text(host) else None
+
+
 def _family(name: str, title: str, matches: Callable[[nn.Module], bool] | None, **options: Any) -> Family:
     return Family(
         name=name,
@@ -110,6 +115,7 @@ def _family(name: str, title: str, matches: Callable[[nn.Module], bool] | None, 
         latents="sample",
         grid=whole_latent,
         lora_names=numbered,
+        text_layer=text_layer,
         **options,
     )
 
