@@ -1,0 +1,121 @@
+"""Intervals of means by the bootstrap, resampling what was sampled: subjects, then prompts, then seeds.
+
+Pictures of one subject are no independent samples; an interval that takes them for such is far too narrow. Resampling a
+level at a time (Davison and Hinkley 1997, section 3.8) keeps what they share.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from imprompt.evaluation.errors import EvaluationError
+
+Place: TypeAlias = tuple[Hashable, ...]
+"""Where a value was measured: subject, prompt, seed; any number of levels, outermost first."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and where it may lie.
+
+    Attributes:
+        mean: mean over the outermost groups of the means inside them.
+        low: 2.5 % of the resampled means lie below.
+        high: 2.5 % lie above.
+        num_values: values behind it.
+        num_groups: outermost groups behind it, which decide how wide it is.
+    """
+
+    mean: float
+    low: float
+    high: float
+    num_values: int
+    num_groups: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside: of a difference, whether it is real."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+def bootstrap(
+    values: Sequence[float], places: Sequence[Place], *, num_draws: int = 10_000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Interval of the mean of values that were measured at places.
+
+    Args:
+        values: one a place.
+        places: where each was measured.
+        num_draws: resampled means.
+        seed: of the resampling.
+        level: share of the resampled means inside.
+
+    Raises:
+        EvaluationError: there are none, one is not finite, or places are of different depth.
+    """
+    if not values or len(values) != len(places):
+        raise EvaluationError(f"{len(values)} values at {len(places)} places; an interval wants one or more, as many")
+    if not np.isfinite(values).all():
+        raise EvaluationError(f"{int((~np.isfinite(values)).sum())} of {len(values)} values are not finite")
+    if len({len(place) for place in places}) != 1:
+        raise EvaluationError(f"places of different depth: {places[0]} and others; give each subject, prompt and seed")
+    means = _resample(np.asarray(values, dtype=np.float64), list(places), num_draws, np.random.default_rng(seed))
+    centre = _nested_mean(values, places)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(centre, float(low), float(high), len(values), len({place[0] for place in places}))
+
+
+def difference(
+    first: dict[Place, float], second: dict[Place, float], *, num_draws: int = 10_000, seed: int = 0
+) -> Interval:
+    """Interval of the mean of `second - first` over the places that both have: the paired bootstrap.
+
+    Raises:
+        EvaluationError: they share no place.
+    """
+    shared = sorted(first.keys() & second.keys(), key=repr)
+    if not shared:
+        raise EvaluationError("the two results share no subject, prompt and seed, so nothing can be compared in pairs")
+    return bootstrap([second[place] - first[place] for place in shared], shared, num_draws=num_draws, seed=seed)
+
+
+def _resample(values: np.ndarray, places: list[Place], num_draws: int, random: np.random.Generator) -> np.ndarray:
+    """Means of `num_draws` resamples: outermost groups are drawn, and each one drawn is resampled inside itself."""
+    groups = _groups(places)
+    chosen = random.integers(len(groups), size=(num_draws, len(groups)))
+    drawn = np.empty(chosen.shape)
+    for number, members in enumerate(groups):
+        where = chosen == number
+        inner = [places[index][1:] for index in members]
+        if inner[0]:
+            drawn[where] = _resample(values[members], inner, int(where.sum()), random)
+        else:
+            drawn[where] = values[members].mean()
+    return drawn.mean(1)
+
+
+def _nested_mean(values: Sequence[float], places: Sequence[Place]) -> float:
+    if not places[0]:
+        return float(np.mean(values))
+    groups = _groups(list(places))
+    return float(
+        np.mean(
+            [
+                _nested_mean([values[index] for index in members], [places[index][1:] for index in members])
+                for members in groups
+            ]
+        )
+    )
+
+
+def _groups(places: list[Place]) -> list[list[int]]:
+    """Numbers of the places of each outermost group, in order of first appearance."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, place in enumerate(places):
+        groups.setdefault(place[0], []).append(index)
+    return list(groups.values())
