@@ -10,6 +10,29 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from imprompt.core.errors import ImpromptError
+from imprompt.training.config import DropoutConfig
+from imprompt.training.task import Draw
+
+
+def draw_dropout(config: DropoutConfig, draw: Draw) -> tuple[Bool[Tensor, " rows"], Bool[Tensor, " rows"]]:
+    """Whose image, and whose text, is dropped.
+
+    What stands in for a dropped image is the adapter's own null image: zero features for those of pooled embeddings and
+    of faces, features of zero pixels for those of hidden states.
+
+    Args:
+        config: How often.
+        draw: Whose rows; one number a row of the global batch decides.
+
+    Returns:
+        For each row, whether its image and whether its text is dropped.
+    """
+    chance = draw.per_row("dropout", lambda generator, batch_size: torch.rand(batch_size, generator=generator))
+    until_text = config.image + config.text
+    both = (chance >= until_text) & (chance < until_text + config.both)
+    only_image = chance < config.image
+    only_text = (chance >= config.image) & (chance < until_text)
+    return only_image | both, only_text | both
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,18 @@ import pytest
 import torch
 
 from imprompt.core.errors import ImpromptError
-from imprompt.training.objective import add_noise, diffusion_loss, draw_timesteps, snr_weights, training_target
+from imprompt.training.objective import (
+    add_flow_noise,
+    add_noise,
+    diffusion_loss,
+    draw_timesteps,
+    flow_target,
+    level_weights,
+    shift_levels,
+    snr_weights,
+    training_target,
+    warp_places,
+)
 
 ALPHAS = torch.tensor([0.99, 0.5, 0.1, 0.0])
 
@@ -66,3 +77,65 @@ def test_rows_are_weighted(clean_and_noise):
 def test_timesteps_fall_one_into_each_part():
     timesteps = draw_timesteps(10, 1000, torch.Generator().manual_seed(1))
     assert sorted((timesteps // 100).tolist()) == list(range(10))
+
+
+def uniform(count=2000):
+    return (torch.arange(count) + 0.5) / count
+
+
+def test_mode_is_that_of_diffusers():
+    from diffusers.training_utils import compute_density_for_timestep_sampling
+
+    places = torch.rand(64, generator=torch.Generator().manual_seed(3))
+    expected = compute_density_for_timestep_sampling(
+        "mode", 64, mode_scale=1.29, generator=torch.Generator().manual_seed(3)
+    )
+    torch.testing.assert_close(warp_places(places, "mode", mode_scale=1.29), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (0.5, 0.7)])
+def test_logit_normal_is_that_of_diffusers(mean, deviation):
+    from diffusers.training_utils import compute_density_for_timestep_sampling
+
+    generator = torch.Generator().manual_seed(3)
+    normal = torch.normal(mean=mean, std=deviation, size=(64,), generator=generator).double()
+    expected = compute_density_for_timestep_sampling(
+        "logit_normal", 64, logit_mean=mean, logit_std=deviation, generator=torch.Generator().manual_seed(3)
+    )
+    places = torch.special.ndtr((normal - mean) / deviation)
+    warped = warp_places(places, "logit_normal", mean=mean, deviation=deviation)
+    torch.testing.assert_close(warped.float(), expected, rtol=0, atol=1e-6)
+
+
+def test_sigmoid_is_logit_normal_of_the_standard_normal():
+    standard = warp_places(uniform(), "logit_normal", mean=0.0, deviation=1.0)
+    assert torch.equal(warp_places(uniform(), "sigmoid", mean=3.0, deviation=0.1), standard)
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "logit_normal", "mode", "sigmoid"])
+def test_warped_places_stay_in_order_and_between_0_and_1(distribution):
+    ends = torch.tensor([0.0, 1.0])
+    places = warp_places(torch.cat([ends[:1], uniform(), ends[1:]]), distribution)
+    differences = places.diff()
+    assert bool((differences >= 0).all() or (differences <= 0).all())
+    assert sorted(places[[0, -1]].tolist()) == pytest.approx([0.0, 1.0], abs=1e-6)
+    assert float(places.median()) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_shift_moves_levels_to_noise_and_keeps_the_ends():
+    levels = shift_levels(torch.tensor([0.0, 0.5, 1.0]), 3.0)
+    torch.testing.assert_close(levels, torch.tensor([0.0, 0.75, 1.0]))
+
+
+def test_weights_of_levels_are_finite_at_clean_latents():
+    assert level_weights(torch.tensor([0.0, 1e-3]), "sigma_sqrt").tolist() == pytest.approx([1e6, 1e6])
+
+
+def test_a_flow_runs_straight_from_clean_to_noise(clean_and_noise):
+    clean, noise = clean_and_noise
+    levels = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    noisy = add_flow_noise(clean, noise, levels)
+    assert torch.equal(noisy[0], clean[0])
+    assert torch.equal(noisy[3], noise[3])
+    ahead = add_flow_noise(clean, noise, levels + 0.1)
+    torch.testing.assert_close((ahead - noisy) / 0.1, flow_target(clean, noise), rtol=1e-4, atol=1e-4)
