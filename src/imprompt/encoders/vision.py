@@ -17,6 +17,7 @@ from imprompt.core.errors import CheckpointError, EncoderMismatch, ImageError, f
 from imprompt.core.images import Fit, image_hash
 from imprompt.core.weights import resolve_folder
 from imprompt.encoders.base import EncoderSpec, Layer
+from imprompt.encoders.fingerprint import hash_weights
 from imprompt.encoders.kinds import KINDS, TowerKind, kind_of_model, kind_of_type
 from imprompt.encoders.known import encoder_at, encoder_name
 from imprompt.encoders.preprocess import Preprocessing, lost_by_crop, prepare_pixels
@@ -35,7 +36,6 @@ FILES = (
 
 _MAX_BATCH = 32
 _WORTH_REPORTING = 0.01
-_NUM_SAMPLES = 256
 
 
 class VisionEncoder:
@@ -258,8 +258,5 @@ def _fingerprint(model: Any, kind: TowerKind, preprocessing: Preprocessing) -> s
         return f"unknown-{uuid4().hex}"  # weights that live elsewhere: shared with nobody, so never mistaken
     activation, heads = model.config.hidden_act, model.config.num_attention_heads
     digest = hashlib.sha256(f"{kind.name}:{preprocessing.to_json()}:{activation}:{heads}".encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}:".encode())
-        values = tensor.detach().flatten()
-        digest.update(values[:: max(1, values.numel() // _NUM_SAMPLES)].float().cpu().numpy().tobytes())
+    hash_weights(digest.update, sorted(tensors.items()))
     return digest.hexdigest()
