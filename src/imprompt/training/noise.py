@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -28,6 +28,7 @@ from imprompt.training.task import Draw
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
+@runtime_checkable
 class NoiseProcess(Protocol):
     """How clean latents become a denoiser's input and target. All methods but `draw` work on any device."""
 

@@ -1,0 +1,270 @@
+"""Fixed validation: loss by place in the schedule, and what the reference picture is worth.
+
+Samples, noise and timesteps are the same at every validation and in every run, so its numbers can be compared. The
+**reference gain** is the loss under another sample's reference minus the loss under the right one: nothing but use of
+the image prompt makes it grow, where the loss itself hardly moves (an adapter that is ignored has gain 0).
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+
+from imprompt.training.noise import NoiseProcess
+from imprompt.training.order import generator_at
+from imprompt.training.task import Draw, map_tensors
+
+VALIDATION_SEED = 81_549_300
+"""Of noise, views and timesteps; the same in all runs, and far from the seeds that people give to training."""
+
+
+@runtime_checkable
+class ValidationTask(Protocol):
+    """What a task must offer to be validated; a batch is whatever `batch` gives."""
+
+    @property
+    def model(self) -> nn.Module:
+        """All that is trained."""
+        ...
+
+    @property
+    def noise(self) -> NoiseProcess:
+        """Noise of the base."""
+        ...
+
+    def batch(self, draw: Draw) -> Any:
+        """CPU tensors of the samples; see `Task.batch`."""
+        ...
+
+    def without_dropout(self, batch: Any) -> Any:
+        """The batch with every image and every text as they are."""
+        ...
+
+    def with_timesteps(self, batch: Any, timesteps: Shaped[Tensor, " rows"]) -> Any:
+        """The batch at other timesteps, with the same noise."""
+        ...
+
+    def with_references(self, batch: Any, permutation: Int[Tensor, " rows"]) -> Any:
+        """The batch where row i follows the reference of row `permutation[i]`, all else as it was."""
+        ...
+
+    def row_losses(self, batch: Any) -> Float[Tensor, " rows"]:
+        """Error of each row of a batch that lies on the model's device, not weighted by timestep."""
+        ...
+
+
+@dataclass(frozen=True)
+class ValidationPart:
+    """Rows that are computed together.
+
+    Attributes:
+        rows: Places in the list of validation samples.
+        bucket: The one aspect bucket they are of.
+        partners: Whose reference each row follows when they are shuffled, counted within the part.
+        has_partner: Whether that is a reference of another group.
+    """
+
+    rows: Int[Tensor, " rows"]
+    bucket: int
+    partners: Int[Tensor, " rows"]
+    has_partner: Bool[Tensor, " rows"]
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """The same for every validation of a run, whatever the number of processes.
+
+    Attributes:
+        samples: Numbers of the samples.
+        places: Where in the schedule each is tried, from 0 to 1; spread evenly.
+        parts: What is computed together.
+    """
+
+    samples: Int[Tensor, " samples"]
+    places: Float[Tensor, " samples"]
+    parts: tuple[ValidationPart, ...]
+
+    def draw(self, part: ValidationPart) -> Draw:
+        """The draw of a part: its noise depends on the sample's place in the list alone."""
+        return Draw(
+            step=0,
+            seed=VALIDATION_SEED,
+            samples=self.samples[part.rows],
+            rows=part.rows,
+            batch_size=len(self.samples),
+            bucket=part.bucket,
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, its standard error, and of how many samples; not a number where there are none."""
+
+    mean: float
+    error: float
+    count: int
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """What one validation measured.
+
+    Attributes:
+        places: Where in the schedule each sample was tried, from 0 to 1.
+        losses: Its loss under the right reference.
+        gains: Loss under another's reference minus that; not a number where no other was at hand.
+    """
+
+    places: Float[Tensor, " samples"]
+    losses: Float[Tensor, " samples"]
+    gains: Float[Tensor, " samples"]
+
+    @property
+    def loss(self) -> Estimate:
+        """Mean loss."""
+        return estimate(self.losses)
+
+    @property
+    def gain(self) -> Estimate:
+        """Reference gain."""
+        return estimate(self.gains)
+
+    def losses_by_bucket(self, num_buckets: int) -> list[Estimate]:
+        """Mean loss in equal parts of the schedule, from clean to noise."""
+        return self._by_bucket(self.losses, num_buckets)
+
+    def gains_by_bucket(self, num_buckets: int) -> list[Estimate]:
+        """Reference gain in equal parts of the schedule, from clean to noise."""
+        return self._by_bucket(self.gains, num_buckets)
+
+    def _by_bucket(self, values: Tensor, num_buckets: int) -> list[Estimate]:
+        buckets = (self.places * num_buckets).long()
+        return [estimate(values[buckets == number]) for number in range(num_buckets)]
+
+
+def plan_validation(
+    samples: Int[Tensor, " samples"],
+    buckets: Int[Tensor, " samples"],
+    groups: Int[Tensor, " samples"],
+    micro_batch_size: int,
+) -> ValidationPlan:
+    """Arrange a validation: parts of one aspect bucket each, no larger than asked, with a partner for every row.
+
+    Args:
+        samples: Numbers of the samples, in a fixed order.
+        buckets: Aspect bucket of each.
+        groups: Samples of one group show the same thing, so that none may lend its reference to another.
+        micro_batch_size: Largest part; at least two rows, without which there is no shuffling, are always taken.
+    """
+    order = torch.randperm(len(samples), generator=generator_at(VALIDATION_SEED, "places"))
+    places = (order + 0.5) / max(1, len(samples))
+    parts: list[ValidationPart] = []
+    for bucket in buckets.unique().tolist():
+        rows = (buckets == bucket).nonzero().flatten()
+        number = math.ceil(len(rows) / max(2, micro_batch_size))
+        for part in torch.tensor_split(rows, number):
+            parts.append(ValidationPart(part, bucket, *shuffled_references(groups[part])))
+    return ValidationPlan(samples, places, tuple(parts))
+
+
+def shuffled_references(groups: Int[Tensor, " rows"]) -> tuple[Int[Tensor, " rows"], Bool[Tensor, " rows"]]:
+    """A permutation that gives as many rows as can be the reference of another group, always the same one.
+
+    Rows in the order of their groups are rotated; where no group holds more than half of the rows, a rotation by the
+    size of the largest leaves none its own group.
+
+    Returns:
+        Whose reference each row takes, and whether that is of another group.
+    """
+    order = torch.argsort(groups, stable=True)
+    best, most = order, -1
+    for distance in range(len(groups)):
+        lent = order.roll(-distance)
+        count = int((groups[lent] != groups[order]).sum())
+        if count > most:
+            best, most = lent, count
+    partners = torch.empty_like(order)
+    partners[order] = best
+    return partners, groups[partners] != groups
+
+
+def validate(task: ValidationTask, plan: ValidationPlan) -> ValidationResult:
+    """Measure the model as it is, each process its share of the parts; all get the whole result.
+
+    Neither gradients nor random numbers of the training are touched, and the model's modes are put back.
+
+    Args:
+        task: What is validated.
+        plan: With what.
+    """
+    number = len(plan.samples)
+    losses, gains = torch.zeros(number, dtype=torch.float64), torch.zeros(number, dtype=torch.float64)
+    has_gain = torch.zeros(number, dtype=torch.bool)
+    rank, num_processes = _process()
+    device = next(task.model.parameters()).device
+    with undisturbed(task.model):
+        for part in plan.parts[rank::num_processes]:
+            right, shuffled = _part_losses(task, plan, part, device)
+            losses[part.rows], gains[part.rows] = right, shuffled - right
+    for part in plan.parts:
+        has_gain[part.rows] = part.has_partner
+    losses, gains = _summed(torch.stack([losses, gains]), device)
+    return ValidationResult(plan.places, losses.float(), gains.masked_fill(~has_gain, math.nan).float())
+
+
+def estimate(values: Float[Tensor, " values"]) -> Estimate:
+    """Mean of those values that are numbers, and its standard error."""
+    known = values[~values.isnan()].double()
+    if not len(known):
+        return Estimate(math.nan, math.nan, 0)
+    error = float(known.std()) / math.sqrt(len(known)) if len(known) > 1 else math.nan
+    return Estimate(float(known.mean()), error, len(known))
+
+
+@contextmanager
+def undisturbed(*modules: nn.Module) -> Iterator[None]:
+    """Compute without gradients and in evaluation mode; modes and random numbers are as before afterwards."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    for module in modules:
+        module.eval()
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _part_losses(
+    task: ValidationTask, plan: ValidationPlan, part: ValidationPart, device: torch.device
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """Losses of a part's rows under the right references and under the shuffled ones."""
+    batch = task.without_dropout(task.batch(plan.draw(part)))
+    batch = task.with_timesteps(batch, task.noise.at(plan.places[part.rows]))
+    shuffled = task.with_references(batch, part.partners)
+    right, wrong = (
+        task.row_losses(map_tensors(each, lambda value: value.to(device))).cpu().double() for each in (batch, shuffled)
+    )
+    return right, wrong
+
+
+def _process() -> tuple[int, int]:
+    """Number of this process, and how many there are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _summed(values: Tensor, device: torch.device) -> Tensor:
+    """Sums over all processes."""
+    if _process()[1] == 1:
+        return values
+    there = values.to(device)
+    torch.distributed.all_reduce(there)
+    return there.cpu()
