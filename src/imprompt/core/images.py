@@ -8,6 +8,9 @@ import hashlib
 import struct
 import warnings
 import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -25,6 +28,11 @@ ImageSource: TypeAlias = str | Path | Image.Image | Tensor | np.ndarray
 FITS: tuple[Fit, ...] = ("crop", "pad", "stretch")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 64_000_000
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"iTXt", b"zTXt")  # chunks that may hold it
+_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)  # on their side
 
 _WHITE = (255, 255, 255)
 _BLACK = (0, 0, 0)
@@ -47,6 +55,37 @@ def load_image(source: ImageSource) -> Image.Image:
         ImageError: The source is missing, is no picture, is cut short, or has more than 64 million pixels.
     """
     return _flatten(_open(source), _WHITE)
+
+
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """Read a picture from a file's content, by the rules of `load_image`.
+
+    Args:
+        content: The whole file.
+        name: What errors call it.
+
+    Raises:
+        ImageError: As `load_image`.
+    """
+    return _flatten(_decode(BytesIO(content), f"'{name}'"), _WHITE)
+
+
+def upright_size(content: bytes, name: str) -> tuple[int, int]:
+    """Width and height that `decode_image` would return, from the header; pixels are decoded only where they must be.
+
+    Args:
+        content: The whole file.
+        name: What errors call it.
+
+    Raises:
+        ImageError: It is no picture, its header is damaged, or it has more than 64 million pixels.
+    """
+    # Pillow decodes a PNG to look for EXIF data behind its pixels.
+    plain = content.startswith(_PNG) and not any(mark in content for mark in _PNG_ORIENTATION)
+    with _opened(BytesIO(content), f"'{name}'") as image:
+        orientation = 1 if plain else image.getexif().get(_ORIENTATION, 1)
+        width, height = image.size
+    return (height, width) if orientation in _TURNED else (width, height)
 
 
 def load_mask(source: ImageSource) -> Float[Tensor, "height width"]:
@@ -136,22 +175,33 @@ def _read(path: Path) -> Image.Image:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ImageError(f"The picture '{path}' {what}; give the path of a {_formats()} file.")
+    return _decode(path, f"'{path}'")
+
+
+def _decode(file: Path | BytesIO, name: str) -> Image.Image:
+    with _opened(file, name) as image:
+        image.load()
+        return _upright(image, name)
+
+
+@contextmanager
+def _opened(file: Path | BytesIO, name: str) -> Generator[Image.Image]:
+    """Open a picture whose header passes; whatever goes wrong with it, here or in the block, is one sentence."""
     try:
         with warnings.catch_warnings():
             # Pillow warns below our cap and refuses above twice its own; the check that follows is the one that counts.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                _check_size(image.size, f"'{path}'")
-                image.load()
-                return _upright(image, f"'{path}'")
+            with Image.open(file, formats=FORMATS) as image:
+                _check_size(image.size, name)
+                yield image
     except Image.DecompressionBombError as error:
-        raise ImageError(_too_large(f"'{path}'", "far more")) from error
+        raise ImageError(_too_large(name, "far more")) from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"'{path}' is not a picture in a known format; convert it to {_formats()}.") from error
+        raise ImageError(f"{name} is not a picture in a known format; convert it to {_formats()}.") from error
     except MemoryError as error:
-        raise ImageError(f"'{path}' does not fit into memory; scale it down.") from error
+        raise ImageError(f"{name} does not fit into memory; scale it down.") from error
     except _DECODING_ERRORS as error:
-        raise ImageError(f"'{path}' is damaged or cut short ({error}); save or download it again.") from error
+        raise ImageError(f"{name} is damaged or cut short ({error}); save or download it again.") from error
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
