@@ -84,6 +84,7 @@ class DataConfig(Part):
         num_references: References a target.
         num_views: Views a sample that latents are kept of: the picture, its mirror image, shifted crops of both.
         mirror: Whether views may be mirrored.
+        reference_crop: Least part of a reference that its own random crop keeps; 1 takes references whole.
         bad_samples: Fraction of samples that may be unreadable before the run fails; they are listed in quarantine.
         num_workers: Processes that read ahead.
         prompt_template: What becomes of a caption, such as "{caption}".
@@ -98,6 +99,7 @@ class DataConfig(Part):
     num_references: Count = 1
     num_views: Count = 1
     mirror: bool = False
+    reference_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     bad_samples: Fraction = 0.01
     num_workers: Annotated[int, Field(ge=0)] = 2
     prompt_template: str = "{caption}"

@@ -146,12 +146,15 @@ class Manifest:
         """
         return self._candidates(number, mode) or [number]
 
+    def group_members(self, number: int) -> np.ndarray:
+        """Numbers of all samples of a sample's group in rising order, its own among them; none if it is in no group."""
+        members, starts, group_of = self._groups
+        group = group_of[number]
+        return members[starts[group] : starts[group + 1]] if group >= 0 else members[:0]
+
     def _candidates(self, number: int, mode: ReferenceMode) -> list[int]:
         if mode == "group":
-            members, starts, group_of = self._groups
-            group = group_of[number]
-            found = members[starts[group] : starts[group + 1]] if group >= 0 else members[:0]
-            return [int(member) for member in found if member != number]
+            return [member for member in self.group_members(number).tolist() if member != number]
         if mode == "explicit":
             starts, numbers = self._references
             return numbers[starts[number] : starts[number + 1]].tolist() or self._candidates(number, "face")
