@@ -128,8 +128,7 @@ def view_of(
         mirror: Whether views may be mirrored.
 
     Returns:
-        The pixels, and what Stable Diffusion XL is told of them (arXiv 2307.01952, section 2.2): height and width of
-        the original, top and left of the crop once the picture is scaled, height and width of the target.
+        The pixels, and what `told_of` says of them.
     """
     size = (image.height, image.width)
     position, mirrored = view_position(view, mirror=mirror)
@@ -137,8 +136,20 @@ def view_of(
     box = crop_box(size, bucket, position)
     scaled = upright.resize((bucket[1], bucket[0]), Image.Resampling.LANCZOS, box=box)
     pixels = torch.from_numpy(np.array(scaled.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return pixels, told_of(size, bucket, view, mirror=mirror)
+
+
+def told_of(size: Shape, bucket: Shape, view: int = 0, *, mirror: bool = False) -> Int[Tensor, "6"]:
+    """What Stable Diffusion XL is told of a view (arXiv 2307.01952, section 2.2), of sizes alone.
+
+    Returns:
+        Height and width of the original, top and left of the crop once the picture is scaled, height and width of the
+        target.
+    """
+    position, _ = view_position(view, mirror=mirror)
+    left, top, _, _ = crop_box(size, bucket, position)
     scale = _scale(size, bucket)
-    return pixels, torch.tensor([*size, round(box[1] * scale), round(box[0] * scale), *bucket])
+    return torch.tensor([*size, round(top * scale), round(left * scale), *bucket])
 
 
 def upscaling(sizes: Int[Tensor, "samples 2"], buckets: Buckets) -> np.ndarray:
