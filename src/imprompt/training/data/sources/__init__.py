@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
-from imprompt.training.data.sources import folder, parquet
+from imprompt.training.data.sources import arrow, folder, official, parquet, tars
 from imprompt.training.data.sources.records import Format
 from imprompt.training.errors import DataError
 
-FORMATS: tuple[Format, ...] = (parquet.FORMAT, folder.FORMAT)
+FORMATS: tuple[Format, ...] = (
+    arrow.FORMAT,
+    tars.FORMAT,
+    parquet.FORMAT,
+    official.FORMAT,
+    folder.FORMAT,
+)
 """In the order in which they are tried: what is told by fewer files comes first."""
 
 

@@ -16,9 +16,11 @@ from imprompt.training.data.sources.records import (
     measured,
     parse_json,
     read_picture,
+    relative_name,
 )
 from imprompt.training.data.table import REFERENCE, Loss, Sample
 
+TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".md", ".npy", ".pt", ".bin", ".safetensors")
 METADATA = "metadata.jsonl"
 FILES_A_UNIT = 512
 FILE_NAME = ("file_name", "image_file", "image")
@@ -42,6 +44,16 @@ def files_of(folder: Path) -> Iterator[tuple[str, str]]:
         yield from ((prefix, name) for name in sorted(names) if not name.startswith("."))
 
 
+def containers_of(source: Path) -> Iterator[Path]:
+    """Files that may hold many samples: the source, or all below it that are not plainly pictures or their texts."""
+    if source.is_file():
+        yield source
+        return
+    for prefix, name in files_of(source):
+        if not name.lower().endswith((*PICTURE_SUFFIXES, *TEXT_SUFFIXES)):
+            yield source / prefix / name
+
+
 def is_picture(name: str) -> bool:
     """Whether a file's name ends as a picture's."""
     return name.lower().endswith(PICTURE_SUFFIXES)
@@ -50,10 +62,10 @@ def is_picture(name: str) -> bool:
 def units(source: Path, root: Path) -> list[Unit]:
     """Records of all pictures, some hundreds a part."""
     if source.is_file():
-        records = _records_of(source, "")
+        records = _records_of(source, root)
     else:
         records = _folder_records(source)
-    return in_parts("folder", root, _merged(records))
+    return in_parts("folder", root, merged(records))
 
 
 def in_parts(format_name: str, root: Path, records: list[dict[str, Any]]) -> list[Unit]:
@@ -96,12 +108,12 @@ def _folder_records(folder: Path) -> Iterator[dict[str, Any]]:
     described_folders = tuple(prefix for prefix, name in files if name == METADATA)
     for prefix, name in files:
         if name == METADATA:
-            yield from _records_of(folder / prefix / name, prefix)
+            yield from _records_of(folder / prefix / name, folder, prefix)
         elif is_picture(name) and not (described_folders and prefix.startswith(described_folders)):
             yield {"file_name": prefix + name}
 
 
-def _records_of(metadata: Path, prefix: str) -> Iterator[dict[str, Any]]:
+def _records_of(metadata: Path, root: Path, prefix: str = "") -> Iterator[dict[str, Any]]:
     """Records of one file of metadata, with all names relative to the root."""
     with metadata.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -112,22 +124,29 @@ def _records_of(metadata: Path, prefix: str) -> Iterator[dict[str, Any]]:
             if not isinstance(name, str):
                 yield {"unreadable": f"{prefix}{metadata.name}, line {number}"}
                 continue
-            yield relative_names(record, name, prefix)
+            yield relative_names(record, name, root, prefix)
 
 
-def relative_names(record: dict[str, Any], name: str, prefix: str) -> dict[str, Any]:
-    """A record whose files, its picture's and those it names, are relative to the root."""
+def relative_names(record: dict[str, Any], name: str, root: Path, prefix: str = "") -> dict[str, Any]:
+    """A record whose files, its picture's and those it names, are relative to the root.
+
+    Args:
+        record: As a file of metadata has it.
+        name: Of its picture.
+        root: Names from the root of the file system on may lie in it.
+        prefix: Folder of the metadata, relative to the root: "" or "a/b/".
+    """
     fields = described(record)
     return {
         **fields,
-        "file_name": prefix + name,
-        "references": [prefix + reference for reference in fields["references"]],
-        "face_image": fields["face_image"] and prefix + fields["face_image"],
-        "id_embed": fields["id_embed"] and prefix + fields["id_embed"],
+        "file_name": relative_name(name, root, prefix),
+        "references": [relative_name(reference, root, prefix) for reference in fields["references"]],
+        "face_image": fields["face_image"] and relative_name(fields["face_image"], root, prefix),
+        "id_embed": fields["id_embed"] and relative_name(fields["id_embed"], root, prefix),
     }
 
 
-def _merged(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def merged(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """One record a picture: several lines about one picture are several captions of it."""
     merged: dict[str, dict[str, Any]] = {}
     for record in records:

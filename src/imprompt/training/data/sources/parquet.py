@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imprompt.core.errors import ImageError, first_line
-from imprompt.training.data.sources.folder import files_of
+from imprompt.training.data.sources.folder import containers_of
 from imprompt.training.data.sources.records import KNOWN, Format, Unit, described, measured, name_of
 from imprompt.training.data.table import Loss, Sample
 
@@ -24,7 +24,7 @@ def recognises(source: Path) -> bool:
 
 def parquet_files(source: Path) -> Iterator[Path]:
     """All parquet files with pictures, in the order of their names."""
-    files = [source] if source.is_file() else [source / prefix / name for prefix, name in files_of(source)]
+    files = containers_of(source)
     return (path for path in files if starts_with(path, b"PAR1") and picture_column(_schema(path)) is not None)
 
 

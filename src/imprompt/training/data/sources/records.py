@@ -120,6 +120,20 @@ def inside(name: str) -> str | None:
     return None if leads_out or "\0" in tidy else tidy
 
 
+def relative_name(name: str, root: Path, prefix: str) -> str:
+    """A file name as records of the root call it; one that leads out of the root stays as it is.
+
+    Args:
+        name: As metadata have it: relative to their folder, or from the root of the file system on.
+        root: The data's folder.
+        prefix: Folder of the metadata, relative to the root: "" or "a/b/".
+    """
+    joined = posixpath.join(prefix, name)
+    if joined.startswith(f"{root.as_posix()}/"):
+        joined = joined.removeprefix(f"{root.as_posix()}/")
+    return inside(joined) or joined
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON; None if it is none."""
     try:
