@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from imprompt.generation.attach import PipelineAttachment
     from imprompt.generation.request import Request
     from imprompt.prompts.image_prompt import ImagePrompt
+    from imprompt.prompts.text_region import TextRegion
 
 BATCH_SIZE = 4  # pictures made, and then saved, at once
 NO_MASK = "none"
@@ -66,6 +67,12 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
     ] = None,
     num_images: Annotated[int, typer.Option("--num-images", "-n", help="How many pictures.")] = 1,
     size: Annotated[str | None, typer.Option(help="Side, or WIDTHxHEIGHT, in pixels; else the base's own.")] = None,
+    region: Annotated[
+        list[str] | None, typer.Option(help="A text for a part of the picture; may be repeated (UNets alone).")
+    ] = None,
+    region_mask: Annotated[
+        list[str] | None, typer.Option(help="Where each --region is: LEFT,TOP,RIGHT,BOTTOM from 0 to 1, or a picture.")
+    ] = None,
     request: Annotated[
         Path | None, typer.Option(help="A request file (TOML, YAML or JSON), in place of the options of images.")
     ] = None,
@@ -76,7 +83,7 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
 
     Options of an image (--weight, --mask, --start, --end, --face, --structure) are given once for all images or once
     for each, in order.
-    What else image prompts can say (blocks, curves, regions, negatives, ...) is said in a request file.
+    What else image prompts and regions can say (blocks, curves, polygons, negatives, ...) is said in a request file.
 
     Examples:
 
@@ -88,6 +95,8 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
 
     imprompt generate "a cat" -i photo.jpg --base stable-diffusion-v1-5/stable-diffusion-v1-5 --adapter
     ip-adapter-plus_sd15
+
+    imprompt generate "a meadow" --region "a red fox" --region-mask 0,0,0.5,1
 
     imprompt generate "in a spacesuit" -i person.jpg --base ./sd15 --adapter ip-adapter-faceid_sd15 --faces ./buffalo_l
     """
@@ -109,14 +118,16 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
         guidance_scale=guidance_scale,
         seed=seed,
         num_images=num_images,
+        regions=text_regions(region or [], region_mask or []) or None,
     )
-    if not wanted.prompt and not wanted.image_prompts:
+    if not wanted.prompt and not wanted.image_prompts and not wanted.regions:
         raise PromptError("nothing to draw: give a text, an --image, or both")
     check_pictures(wanted.image_prompts)
+    check_pictures(wanted.regions)
     with plain_words():
         with busy("loading"):
             pipe = load_base(named["base"], named["scheduler"], offload)
-            attachment = attach_adapter(pipe, named, offload=offload) if wanted.image_prompts else None
+            attachment = attach_wanted(pipe, named, [wanted], offload=offload)
         for path in make(pipe, attachment, wanted, output):
             typer.echo(path)
 
@@ -163,6 +174,8 @@ def request_of(
     options = {"prompt": prompt or None, "height": height, "width": width, **given}
     if file is not None and options.get("num_images") == 1:
         del options["num_images"]  # the option's default, over which the file goes
+    if given.get("regions") and "regions" in said:
+        raise PromptError("the request file has regions; write the --region there too, or leave them out of it")
     said |= {name: value for name, value in options.items() if value is not None}
     request = parse_request(said, "." if file is None else file.parent, **settings_for(named["base"]))
     return (replace(request, image_prompts=prompts) if prompts else request), named
@@ -194,6 +207,27 @@ def image_prompts(images: Sequence[str], fit: str, **options: Sequence[Any] | No
     return [ImagePrompt(image, fit=fit, **field) for image, field in zip(images, fields, strict=True)]  # pyright: ignore[reportArgumentType]
 
 
+def text_regions(texts: Sequence[str], masks: Sequence[str]) -> list[dict[str, Any]]:
+    """Texts' regions from repeated options, as a request file would have them.
+
+    Raises:
+        PromptError: not as many masks as texts, or one that is none.
+    """
+    if len(texts) != len(masks):
+        raise PromptError(f"{len(masks)} --region-mask for {len(texts)} --region; give one for each, in order")
+    return [{"text": text, "mask": _place(mask)} for text, mask in zip(texts, masks, strict=True)]
+
+
+def _place(mask: str) -> str | dict[str, list[float]]:
+    parts = mask.split(",")
+    if len(parts) != 4:
+        return str(Path(mask).absolute())
+    try:
+        return {"box": [float(part) for part in parts]}
+    except ValueError:
+        return str(Path(mask).absolute())
+
+
 def _for_each(name: str, values: Sequence[Any], count: int) -> Sequence[Any]:
     if len(values) == count:
         return values
@@ -222,7 +256,7 @@ def parse_size(size: str | None) -> tuple[int | None, int | None]:
     return int(numbers[-1]), int(numbers[0])
 
 
-def check_pictures(prompts: "Sequence[ImagePrompt]") -> None:
+def check_pictures(prompts: "Sequence[ImagePrompt | TextRegion]") -> None:
     """Open every picture before the models are loaded, so that a wrong path is told at once.
 
     Raises:
@@ -231,11 +265,10 @@ def check_pictures(prompts: "Sequence[ImagePrompt]") -> None:
     from imprompt.core.images import load_image, load_mask
 
     for prompt in prompts:
-        for picture in prompt.images:
-            load_image(picture)
-        if isinstance(prompt.negative, str | Path):
-            load_image(prompt.negative)
-        for mask in prompt.masks:
+        for picture in (*getattr(prompt, "images", ()), getattr(prompt, "negative", None)):
+            if isinstance(picture, str | Path):
+                load_image(picture)
+        for mask in getattr(prompt, "masks", (prompt.mask,)):
             if isinstance(mask, str | Path):
                 load_mask(mask)
 
@@ -251,6 +284,19 @@ def load_base(base: str | None, scheduler: str | None, offload: bool) -> Any:
     pipe = load_pipeline(base, scheduler=scheduler, dtype=default_dtype(device), device="cpu")
     pipe.enable_model_cpu_offload(device=device)
     return pipe
+
+
+def attach_wanted(
+    pipe: Any, named: Mapping[str, str | None], requests: "Sequence[Request]", *, offload: bool = False
+) -> "PipelineAttachment | None":
+    """Attach the adapter where image prompts want it, and none where texts of regions are all; None for text alone."""
+    if any(request.image_prompts for request in requests):
+        return attach_adapter(pipe, named, offload=offload)
+    if not any(request.regions for request in requests):
+        return None
+    from imprompt.generation.attach import attach
+
+    return attach(pipe, guidance=named["guidance"])
 
 
 def attach_adapter(pipe: Any, named: Mapping[str, str | None], *, offload: bool = False) -> "PipelineAttachment":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imprompt.cli.generate import attach_adapter, check_pictures, image_prompts, load_base, plain_words, request_of
+from imprompt.cli.generate import attach_wanted, check_pictures, image_prompts, load_base, plain_words, request_of
 from imprompt.cli.progress import busy, progress_bar
 from imprompt.core.errors import PromptError
 
@@ -89,8 +89,7 @@ def grid(  # noqa: PLR0913  (a command's options are its parameters)
     with plain_words():
         with busy("loading"):
             pipe = load_base(named["base"], named["scheduler"], False)
-            has_images = any(cell.image_prompts for cell in cells)
-            attachment = attach_adapter(pipe, named) if has_images else None
+            attachment = attach_wanted(pipe, named, cells)
         with progress_bar(f"drawing {len(cells)} pictures") as bar:
             results = generate(pipe, attachment, cells, progress=bar, batch_size=16)
     save_png(sheet(results, across, down), output, {"cells": [dict(result.provenance_of(0)) for result in results]})

@@ -1,6 +1,7 @@
 """Attaching adapters to a pipeline: image prompts in, conditioned denoiser out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from imprompt.adapter.adapter import Adapter
 from imprompt.adapter.attach import Attachment
 from imprompt.adapter.conditioning import Conditioning
+from imprompt.adapter.regional_text import text_layer_of
 from imprompt.adapter.spec import AdapterSpec
 from imprompt.core.errors import PromptError
 from imprompt.encoders.base import ImageEncoder
@@ -17,8 +19,10 @@ from imprompt.encoders.face import FaceEncoder
 from imprompt.generation.encoded import encode_prompt
 from imprompt.generation.faces import FaceFeatures, check_face_encoders, face_encoder_of
 from imprompt.generation.features import EncoderFeatures, EncoderSource, cached, find_encoders, load_encoder
+from imprompt.generation.region_texts import Regions, encode_texts, resolve_texts
 from imprompt.generation.resolve import resolve
 from imprompt.prompts.image_prompt import ImagePrompt
+from imprompt.prompts.text_region import TextRegion
 
 
 class PipelineAttachment(Attachment):
@@ -45,7 +49,9 @@ class PipelineAttachment(Attachment):
         self,
         *prompts: ImagePrompt | Conditioning | None,
         rows: Sequence[Sequence[ImagePrompt]] | None = None,
+        regions: Sequence[TextRegion] | Regions | None = None,
         size: tuple[int, int] | None = None,
+        **encoding: Any,
     ) -> None:
         """Say which images the next pictures shall follow; it holds until the next `set`.
 
@@ -56,21 +62,30 @@ class PipelineAttachment(Attachment):
                 that was resolved elsewhere.
             rows: instead, a list of image prompts for every text prompt of the batch, in the batch's order; a list may
                 be empty.
+            regions: texts that parts of the pictures follow in place of the prompt: a list for all pictures, or a list
+                for every text prompt of the batch. They may be given without image prompts.
             size: height and width of the pictures, in pixels. If given, masks of another shape are refused, which are
                 stretched otherwise.
+            **encoding: how the pipeline is told to encode texts (`clip_skip`), for those of regions.
 
         Raises:
             PromptError: no prompts, or something that is none.
             EncoderMismatch: features that the adapter cannot read.
             ImageError: a picture or a mask cannot be used.
             ConditioningError: the attachment was detached.
+            HostMismatch: regions, and the denoiser does not read its text apart from the picture.
         """
-        if rows is None and len(prompts) == 1 and (prompts[0] is None or isinstance(prompts[0], Conditioning)):
-            super().set(prompts[0])
+        only = prompts[0] if len(prompts) == 1 else ()
+        if rows is None and regions is None and (only is None or isinstance(only, Conditioning)):
+            super().set(only)
             return
-        rows = _as_rows(prompts, rows)
+        rows, texts = _as_rows(prompts, rows, regions)
+        if any(texts):
+            text_layer_of(self.family, self.host)  # refused before anything is encoded
         with torch.no_grad(), self._present({prompt.adapter for row in rows for prompt in row}):
-            self._set(resolve(rows, self.adapters, self._sources, size=size, blocks=self._blocks()))
+            resolved = resolve(rows, self.adapters, self._sources, size=size, blocks=self._blocks())
+            encoded = encode_texts(self.pipe, texts, self.device, **encoding)
+            self._set(replace(resolved, texts=resolve_texts(encoded, size=size)))
 
     def encode(self, prompt: ImagePrompt) -> ImagePrompt:
         """The same prompt with features in place of its pictures, for arithmetic with them or to save them.
@@ -197,13 +212,25 @@ def attach(
     )
 
 
-def _as_rows(prompts: Sequence[Any], rows: Sequence[Sequence[ImagePrompt]] | None) -> Sequence[Sequence[ImagePrompt]]:
+def _as_rows(
+    prompts: Sequence[Any], rows: Sequence[Sequence[ImagePrompt]] | None, regions: Any
+) -> tuple[Sequence[Sequence[ImagePrompt]], Regions]:
+    """Image prompts and texts' regions of every row."""
     if rows is not None and prompts:
         raise PromptError("both prompts and rows= were given; give prompts for all pictures, or rows= for each its own")
-    if rows is None and not prompts:
+    if rows is None and not prompts and regions is None:
         raise PromptError("no image prompts; give at least one, or set(None) to take them away")
     rows = [prompts] if rows is None else rows
     for prompt in (prompt for row in rows for prompt in row):
         if not isinstance(prompt, ImagePrompt):
             raise PromptError(f"expected an ImagePrompt, got {prompt!r:.60}; write ImagePrompt(...) around a picture")
-    return rows
+    regions = [] if regions is None else regions
+    if not all(isinstance(row, list | tuple) for row in regions) or not regions:
+        regions = [regions] * len(rows)
+    rows = list(rows) * len(regions) if len(rows) == 1 else rows
+    if len(regions) != len(rows):
+        raise PromptError(f"regions= has {len(regions)} rows, rows= has {len(rows)}; give regions for every row")
+    for region in (region for row in regions for region in row):
+        if not isinstance(region, TextRegion):
+            raise PromptError(f"expected a TextRegion, got {region!r:.60}; write TextRegion(text, mask)")
+    return rows, regions

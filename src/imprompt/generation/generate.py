@@ -17,8 +17,10 @@ from imprompt.generation.provenance import (
     describe_options,
     describe_pipeline,
     describe_prompt,
+    describe_region,
     versions,
 )
+from imprompt.generation.region_texts import ENCODING
 from imprompt.generation.request import Request
 from imprompt.generation.result import Result
 from imprompt.generation.sizes import check_negative, check_sizes, parameters_of, picture_size
@@ -167,9 +169,12 @@ def _prompted(
 ) -> Iterator[None]:
     """Have the requests' image prompts set, and taken off again whatever happens."""
     rows = [request.image_prompts for request in requests]
+    regions = [request.regions for request in requests]
     if attachment is None:
         if any(rows):
             raise PromptError("the request has image prompts, but no attachment; attach an adapter and pass it")
+        if any(regions):
+            raise PromptError("the request has regions, but no attachment; pass attach(pipe), which needs no adapter")
         yield
         return
     if attachment.pipe is not pipe:
@@ -177,7 +182,8 @@ def _prompted(
             f"the adapters are attached to another pipeline ({type(attachment.pipe).__name__}) than the one that "
             f"generates ({type(pipe).__name__}); attach them to this one"
         )
-    attachment.set(rows=rows, size=picture_size(pipe, requests[0], options))
+    encoding = {name: options[name] for name in ENCODING if name in options}
+    attachment.set(rows=rows, regions=regions, size=picture_size(pipe, requests[0], options), **encoding)
     try:
         yield
     finally:
@@ -246,6 +252,7 @@ def _describe(
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
         "image_prompts": [describe_prompt(prompt) for prompt in request.image_prompts],
+        **({"regions": [describe_region(region) for region in request.regions]} if request.regions else {}),
         **{name: getattr(request, name) for name in SHARED},
         "options": describe_options(options),
         "base": describe_pipeline(pipe),

@@ -22,6 +22,7 @@ from imprompt.core.images import image_hash, load_image
 from imprompt.prompts.image_prompt import FeatureOrigin, ImagePrompt
 from imprompt.prompts.masks import Box, Polygon
 from imprompt.prompts.noise import Noise
+from imprompt.prompts.text_region import TextRegion
 
 PACKAGES = ("torch", "diffusers", "transformers", "pillow")
 PACKAGE = Path(__file__).resolve().parents[1]  # where the embedded model is
@@ -104,6 +105,23 @@ def _describe_setting(value: Any) -> Any:
     if isinstance(value, Path | Image.Image | Tensor | np.ndarray):
         return describe_picture(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def describe_region(region: TextRegion) -> dict[str, Any]:
+    """A text's region: its text or the hash of its embeds, its mask, and every number that is not as usual."""
+    embeds = {} if region.embeds is None else {"embeds_sha256": hash_tensors({"embeds": region.embeds})}
+    numbers = ("weight", "feather", "start", "end", "unit", "curve")
+    usual = {field.name: field.default for field in fields(region)}
+    return {
+        "text": region.text,
+        **embeds,
+        "mask": _describe_mask(region.mask),
+        **{
+            name: _describe_setting(getattr(region, name))
+            for name in numbers
+            if not _is_usual(getattr(region, name), usual[name])
+        },
+    }
 
 
 def _describe_mask(mask: Any) -> dict[str, Any]:

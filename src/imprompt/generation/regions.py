@@ -10,6 +10,7 @@ from torch import Tensor
 from imprompt.core.errors import ImageError
 from imprompt.prompts.image_prompt import ImagePrompt
 from imprompt.prompts.masks import read_mask
+from imprompt.prompts.text_region import TextRegion
 
 MASK_TOLERANCE = 0.02  # of the aspect ratio: pipelines round sizes to multiples of 8
 MAX_CELLS = 4_000_000  # of a size that whole numbers of every mask's pixels fit in
@@ -34,13 +35,45 @@ def stack_regions(
         read_mask(prompt.masks[0], size, prompt.feather) if prompt is not None and prompt.masks else None
         for prompt in column
     ]
-    sizes = {(mask.shape[0], mask.shape[1]) for mask in masks if mask is not None}
-    if not sizes:
+    if all(mask is None for mask in masks):
         return None
+    target = _target_size([mask for mask in masks if mask is not None], size)
+    return torch.stack([torch.ones(target) if mask is None else resize_mask(mask, target) for mask in masks])
+
+
+def share_places(
+    rows: Sequence[Sequence[TextRegion]], size: tuple[int, int] | None = None
+) -> list[Float[Tensor, "rows height width"]]:
+    """How much of each place of the picture each region of every row has: the first of all rows, the second, ...
+
+    A region has its weight times its mask, and where a row's come to more than 1, each its part of their sum.
+
+    Args:
+        rows: of every row; some may have none, but not all.
+        size: height and width of the picture to be made; see `stack_regions`.
+
+    Raises:
+        ImageError: a mask has another shape than the picture.
+    """
+    masks = [
+        [(region, read_mask(region.mask, size, region.feather)) for region in row if region.mask is not None]
+        for row in rows
+    ]
+    target = _target_size([mask for row in masks for _, mask in row], size)
+    count = max(map(len, rows))
+    shares = torch.zeros(len(rows), count, *target)
+    for number, row in enumerate(masks):
+        for place, (region, mask) in enumerate(row):
+            shares[number, place] = region.weight * resize_mask(mask, target)
+    shares = shares / shares.sum(dim=1, keepdim=True).clamp(min=1.0)
+    return list(shares.unbind(dim=1))
+
+
+def _target_size(masks: Sequence[Float[Tensor, "_ _"]], size: tuple[int, int] | None) -> tuple[int, int]:
+    sizes = {(mask.shape[0], mask.shape[1]) for mask in masks}
     for height, width in sizes:
         _check_mask(height, width, size)
-    target = _common_size(sizes) if size is None else size
-    return torch.stack([torch.ones(target) if mask is None else resize_mask(mask, target) for mask in masks])
+    return _common_size(sizes) if size is None else size
 
 
 def _common_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:

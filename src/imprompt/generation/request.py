@@ -8,7 +8,8 @@ from typing import Any
 
 from imprompt.core.errors import PromptError
 from imprompt.prompts.image_prompt import ImagePrompt
-from imprompt.prompts.parse import check_keys, parse_prompts
+from imprompt.prompts.parse import check_keys, parse_prompts, parse_regions
+from imprompt.prompts.text_region import TextRegion
 
 MAX_SEED = 2**63 - 1  # what torch's generators take
 
@@ -21,6 +22,7 @@ class Request:
         prompt: the text; empty to follow the image prompts alone.
         negative_prompt: what to keep away from; None leaves it to the pipeline (SDXL treats "" otherwise).
         image_prompts: what to follow, each with its own weight, region and schedule.
+        regions: texts that parts of the picture follow in place of `prompt` (UNets alone).
         steps: denoising steps.
         guidance_scale: strength of classifier-free guidance; 1 turns it off.
         seed: of the first picture; picture k has seed + k, so that it does not depend on how many are made. None
@@ -33,6 +35,7 @@ class Request:
     prompt: str = ""
     negative_prompt: str | None = None
     image_prompts: Sequence[ImagePrompt] = ()
+    regions: Sequence[TextRegion] = ()
     steps: int = 30
     guidance_scale: float = 7.5
     seed: int | None = None
@@ -42,9 +45,13 @@ class Request:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_prompts", tuple(self.image_prompts))
+        object.__setattr__(self, "regions", tuple(self.regions))
         for prompt in self.image_prompts:
             if not isinstance(prompt, ImagePrompt):
                 raise PromptError(f"image_prompts holds a {type(prompt).__name__}; write ImagePrompt({prompt!r})")
+        for region in self.regions:
+            if not isinstance(region, TextRegion):
+                raise PromptError(f"regions holds a {type(region).__name__}; write TextRegion(text, mask)")
         for name in ("steps", "num_images", "height", "width"):
             _check_positive(name, getattr(self, name))
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
@@ -57,7 +64,8 @@ def parse_request(given: Mapping[str, Any], folder: str | Path = ".", **defaults
     """A request of a mapping: of a request file, an HTTP body, a node.
 
     Args:
-        given: `Request`'s fields; each of `image_prompts` is a path or a mapping of `ImagePrompt`'s fields.
+        given: `Request`'s fields; each of `image_prompts` is a path or a mapping of `ImagePrompt`'s fields, each of
+            `regions` a mapping of `TextRegion`'s.
         folder: what paths are relative to.
         **defaults: values of fields that are not given.
 
@@ -78,6 +86,7 @@ def parse_request(given: Mapping[str, Any], folder: str | Path = ".", **defaults
     if "guidance_scale" in values:
         values["guidance_scale"] = float(scale)
     values["image_prompts"] = parse_prompts(values.get("image_prompts", ()), folder)
+    values["regions"] = parse_regions(values.get("regions", ()), folder)
     return Request(**values)
 
 

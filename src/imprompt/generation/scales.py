@@ -11,6 +11,7 @@ from imprompt.adapter.conditioning import NUM_PROGRESS
 from imprompt.prompts.blocks import BlockFactors, block_factors
 from imprompt.prompts.image_prompt import ImagePrompt
 from imprompt.prompts.schedule import factors_over_run
+from imprompt.prompts.text_region import TextRegion
 
 # A run's step falls on the nearest bin of the table, so a prompt's edges reach half a bin further; the rest is for
 # rounding. A start of 1/3 in 30 steps is step 10, whose bin is 0.333.
@@ -19,6 +20,8 @@ HALF_BIN = 0.5 / (NUM_PROGRESS - 1) + 1e-9
 FULL_WIDTH = 1280  # at which "channel penalty" leaves a weight as it is
 
 Column = Sequence[ImagePrompt | None]
+
+Timed = Sequence[ImagePrompt | TextRegion | None]
 
 
 def column_scales(
@@ -49,25 +52,25 @@ def column_scales(
         "scale": scale,
         "null_scale": null if has_own_null else null_scale,
         "swap": swap if bool(swap.any()) else None,
-        "by_noise": _by_noise(column),
+        "by_noise": by_noise(column),
         "key_scale": _key_scale(column, torch.where(swap, swapped_scale, scale)),
         "match": _match(column),
     }
 
 
-def time_table(column: Column) -> Float[Tensor, "steps rows"]:
+def time_table(column: Timed) -> Float[Tensor, "steps rows"]:
     """The factor of every row over the run: one step if none changes, else one a bin."""
     if not any(prompt is not None and _changes(prompt) for prompt in column):
         return torch.ones(1, len(column))
     return torch.stack([_over_time(prompt) for prompt in column], dim=-1)
 
 
-def _changes(prompt: ImagePrompt) -> bool:
+def _changes(prompt: ImagePrompt | TextRegion) -> bool:
     is_constant = isinstance(prompt.curve, str) and prompt.curve == "constant"
     return not is_constant or (prompt.start, prompt.end) != (0.0, 1.0)
 
 
-def _over_time(prompt: ImagePrompt | None) -> Float[Tensor, " steps"]:
+def _over_time(prompt: ImagePrompt | TextRegion | None) -> Float[Tensor, " steps"]:
     if prompt is None or not _changes(prompt):
         return torch.ones(NUM_PROGRESS)
     return torch.tensor(factors_over_run(prompt.curve, prompt.start, prompt.end, count=NUM_PROGRESS, slack=HALF_BIN))
@@ -94,7 +97,7 @@ def _match(column: Column) -> Float[Tensor, " rows"] | None:
     return chosen.float() if bool(chosen.any()) else None
 
 
-def _by_noise(column: Column) -> Bool[Tensor, " rows"] | None:
+def by_noise(column: Timed) -> Bool[Tensor, " rows"] | None:
     """Rows without a prompt go along with the others, so that steps are asked for only where some row counts them."""
     if not any(prompt is not None and prompt.unit == "noise" for prompt in column):
         return None

@@ -1,9 +1,7 @@
 """An image prompt: which pictures, how strongly, where and when. Plain data, checked when it is written down."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -14,10 +12,11 @@ from torch import Tensor
 from imprompt.core.errors import PromptError
 from imprompt.core.images import Fit, ImageSource
 from imprompt.prompts.blocks import BlockWeights, check_blocks
+from imprompt.prompts.checks import check_between, check_number, check_window, is_index, kind_of
 from imprompt.prompts.embeds import Combine, check_combine
 from imprompt.prompts.masks import Box, Mask, Polygon
 from imprompt.prompts.noise import Noise
-from imprompt.prompts.schedule import UNITS, Curve, Unit, check_curve
+from imprompt.prompts.schedule import Curve, Unit
 
 Framing: TypeAlias = Fit | Literal["tile"]
 FaceChoice: TypeAlias = Literal["largest"] | int | Tensor
@@ -131,12 +130,12 @@ class ImagePrompt:
         self._check_images()
         self._check_features()
         self._check_strength()
-        self._check_window()
+        check_window(self.start, self.end, self.unit, self.curve)
         self._check_masks()
         self._check_framing()
         self._check_several()
         self._check_face()
-        if not _is_index(self.adapter):
+        if not is_index(self.adapter):
             raise PromptError(f"adapter must be an attached adapter's number, counted from 0; got {self.adapter!r}.")
 
     @property
@@ -167,19 +166,19 @@ class ImagePrompt:
         if image is None or isinstance(image, _SOURCES):
             return
         if not isinstance(image, list | tuple):
-            raise PromptError(f"image must be {_WANTED} or a list of them; got {_kind(image)}.")
+            raise PromptError(f"image must be {_WANTED} or a list of them; got {kind_of(image)}.")
         if not image:
             raise PromptError("image is an empty list; give at least one picture, or leave the whole prompt out.")
         for place, item in enumerate(cast(Sequence[object], image)):
             if not isinstance(item, _SOURCES):
-                raise PromptError(f"image[{place}] must be {_WANTED}; got {_kind(item)}.")
+                raise PromptError(f"image[{place}] must be {_WANTED}; got {kind_of(item)}.")
 
     def _check_features(self) -> None:
         features: Any = self.features
         if features is None:
             return
         if not isinstance(features, Tensor):
-            raise PromptError(f"features must be a tensor; got {_kind(features)}.")
+            raise PromptError(f"features must be a tensor; got {kind_of(features)}.")
         if not 1 <= features.ndim <= 3 or features.numel() == 0:
             raise PromptError(
                 "features must have the shape [width], [pictures, width] or [pictures, length, width]; "
@@ -189,36 +188,24 @@ class ImagePrompt:
             raise PromptError("features hold NaN or infinite values; encode the picture again.")
 
     def _check_strength(self) -> None:
-        _check_number("weight", self.weight)
+        check_number("weight", self.weight)
         if self.second_weight is not None:
-            _check_number("second_weight", self.second_weight)
+            check_number("second_weight", self.second_weight)
         if self.blocks is not None:
             check_blocks(self.blocks)
         if self.attention not in ATTENTIONS:
             raise PromptError(f"attention must be one of {', '.join(map(repr, ATTENTIONS))}; got {self.attention!r}.")
 
-    def _check_window(self) -> None:
-        _check_number("start", self.start)
-        _check_number("end", self.end)
-        if self.unit not in UNITS:
-            raise PromptError(f"unit must be one of {', '.join(map(repr, UNITS))}; got {self.unit!r}.")
-        if not 0.0 <= self.start < self.end <= 1.0:
-            raise PromptError(
-                f"start and end must satisfy 0 <= start < end <= 1 (fractions of the {self.unit}); "
-                f"got start={self.start!r}, end={self.end!r}."
-            )
-        check_curve(self.curve)
-
     def _check_masks(self) -> None:
         mask: Any = self.mask
         if mask is not None and not isinstance(mask, (*_MASKS, list, tuple)):
-            raise PromptError(f"mask must be {_WANTED}, a Box or a Polygon; got {_kind(mask)}.")
+            raise PromptError(f"mask must be {_WANTED}, a Box or a Polygon; got {kind_of(mask)}.")
         for place, item in enumerate(cast(Sequence[object], self.masks)):
             if not isinstance(item, _MASKS):
-                raise PromptError(f"mask[{place}] must be {_WANTED}, a Box or a Polygon; got {_kind(item)}.")
+                raise PromptError(f"mask[{place}] must be {_WANTED}, a Box or a Polygon; got {kind_of(item)}.")
         if self.has_mask_each and self.image is not None and len(self.masks) != len(self.images):
             raise PromptError(f"{len(self.masks)} masks for {len(self.images)} pictures; give one for each.")
-        _check_between("feather", self.feather, 0.0, 1.0)
+        check_between("feather", self.feather, 0.0, 1.0)
 
     def _check_framing(self) -> None:
         if self.fit not in FRAMINGS:
@@ -226,13 +213,13 @@ class ImagePrompt:
         if len(cast(Sequence[Any], self.focus)) != 2:
             raise PromptError(f"focus must be a point (x, y) in fractions of the picture; got {self.focus!r}.")
         for value in self.focus:
-            _check_between("focus", value, 0.0, 1.0)
-        if not _is_index(self.detail) or not 1 <= self.detail <= MAX_DETAIL:
+            check_between("focus", value, 0.0, 1.0)
+        if not is_index(self.detail) or not 1 <= self.detail <= MAX_DETAIL:
             raise PromptError(f"detail must be a whole number from 1 to {MAX_DETAIL}; got {self.detail!r}.")
-        _check_between("detail_weight", self.detail_weight, 0.0, 1.0)
+        check_between("detail_weight", self.detail_weight, 0.0, 1.0)
         negative: Any = self.negative
         if negative is not None and not isinstance(negative, (*_SOURCES, Noise)):
-            raise PromptError(f"negative must be {_WANTED}, or Noise; got {_kind(negative)}.")
+            raise PromptError(f"negative must be {_WANTED}, or Noise; got {kind_of(negative)}.")
         if self.features is not None:
             for name, is_for_pictures in (
                 ("fit='tile'", self.fit == "tile"),
@@ -253,41 +240,22 @@ class ImagePrompt:
         if weights is None:
             return
         if not isinstance(weights, list | tuple):
-            raise PromptError(f"image_weights must be a list with a number for each picture; got {_kind(weights)}.")
+            raise PromptError(f"image_weights must be a list with a number for each picture; got {kind_of(weights)}.")
         for place, value in enumerate(cast(Sequence[object], weights)):
-            _check_number(f"image_weights[{place}]", value)
+            check_number(f"image_weights[{place}]", value)
         if self.image is not None and len(cast(Sequence[object], weights)) != len(self.images):
             raise PromptError(f"{len(self.image_weights or ())} image_weights for {len(self.images)} pictures.")
 
     def _check_face(self) -> None:
         face: Any = self.face
-        if not (face is None or isinstance(face, Tensor) or face == "largest" or _is_index(face)):
-            raise PromptError(f"face must be 'largest', a number counted from 0, or an embedding; got {_kind(face)}.")
+        if not (face is None or isinstance(face, Tensor) or face == "largest" or is_index(face)):
+            raise PromptError(f"face must be 'largest', a number counted from 0, or an embedding; got {kind_of(face)}.")
         if face is not None and self.image is None:
             raise PromptError("face chooses among the faces of a picture; this prompt has features.")
         crop: Any = self.crop_features
         if crop is not None and (not isinstance(crop, Tensor) or crop.ndim not in (2, 3) or self.features is None):
             raise PromptError(
                 "crop_features must be a tensor [length, width] or [pictures, length, width] that goes with features; "
-                f"got {_kind(crop) if not isinstance(crop, Tensor) else list(crop.shape)}."
+                f"got {kind_of(crop) if not isinstance(crop, Tensor) else list(crop.shape)}."
             )
-        _check_number("structure", self.structure)
-
-
-def _check_number(field: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise PromptError(f"{field} must be a finite number; got {value!r}.")
-
-
-def _check_between(field: str, value: object, low: float, high: float) -> None:
-    _check_number(field, value)
-    if not low <= cast(float, value) <= high:
-        raise PromptError(f"{field} must lie from {low:g} to {high:g}; got {value!r}.")
-
-
-def _is_index(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _kind(value: object) -> str:
-    return f"{value!r:.60} ({type(value).__name__})"
+        check_number("structure", self.structure)

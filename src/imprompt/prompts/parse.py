@@ -6,10 +6,10 @@ Paths are relative to where the mapping stood, unknown keys are refused with the
 import difflib
 import json
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -19,6 +19,9 @@ from imprompt.prompts.image_prompt import ImagePrompt
 from imprompt.prompts.masks import Box, Mask, Polygon
 from imprompt.prompts.noise import Noise
 from imprompt.prompts.saved import load_prompt
+from imprompt.prompts.text_region import TextRegion
+
+Parsed = TypeVar("Parsed")
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 MAX_BYTES = 1_000_000  # of a request file; a larger one is none
@@ -26,6 +29,7 @@ MAX_BYTES = 1_000_000  # of a request file; a larger one is none
 _FROM_CODE = ("features", "crop_features", "origin")  # tensors, which a text cannot hold
 _NUMBERS = ("weight", "start", "end", "second_weight", "feather", "detail_weight", "structure")
 _PROMPT_KEYS = (*(field.name for field in fields(ImagePrompt) if field.name not in (*_FROM_CODE, "_")), "saved")
+_REGION_KEYS = tuple(field.name for field in fields(TextRegion) if field.name not in ("embeds", "_"))
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -164,12 +168,44 @@ def parse_prompts(given: object, folder: str | Path = ".") -> list[ImagePrompt]:
     Raises:
         PromptError: it is no list, or one of them makes no sense; the message says which.
     """
+    return _parse_each(given, "image_prompts", lambda each: parse_prompt(each, folder))
+
+
+def parse_region(given: Mapping[str, Any], folder: str | Path = ".") -> TextRegion:
+    """A text's region of a mapping.
+
+    Args:
+        given: names and values of `TextRegion`'s fields; the mask as that of an image prompt.
+        folder: what paths are relative to.
+
+    Raises:
+        PromptError: a key is unknown, or a value makes no sense.
+    """
+    if not isinstance(cast(object, given), Mapping):
+        raise PromptError(f"a region must be names and values, as text and mask; got {given!r:.60}.")
+    check_keys(given, _REGION_KEYS, "a region")
+    values = {key: _value(key, value, Path(folder)) for key, value in given.items()}
+    if isinstance(values.get("mask"), list):
+        raise PromptError("a region has one mask; write a region for each of several.")
+    return TextRegion(**values)
+
+
+def parse_regions(given: object, folder: str | Path = ".") -> list[TextRegion]:
+    """Texts' regions of a list of mappings.
+
+    Raises:
+        PromptError: it is no list, or one of them makes no sense; the message says which.
+    """
+    return _parse_each(given, "regions", lambda each: parse_region(each, folder))
+
+
+def _parse_each(given: object, name: str, parse: Callable[[Any], Parsed]) -> list[Parsed]:
     if not isinstance(given, Sequence) or isinstance(given, str):
-        raise PromptError(f"image_prompts must be a list; got {given!r:.60}.")
-    prompts: list[ImagePrompt] = []
+        raise PromptError(f"{name} must be a list; got {given!r:.60}.")
+    parsed: list[Parsed] = []
     for number, each in enumerate(cast(Sequence[Any], given)):
         try:
-            prompts.append(parse_prompt(each, folder))
+            parsed.append(parse(each))
         except PromptError as error:
-            raise PromptError(f"image_prompts[{number}]: {error}") from error
-    return prompts
+            raise PromptError(f"{name}[{number}]: {error}") from error
+    return parsed

@@ -41,6 +41,24 @@ def test_every_option_of_an_image_reaches_it(embedded, run, cat, tmp_path):
     assert (first["start"], second["end"], first["fit"]) == (0.1, 0.9, "pad")
 
 
+def test_texts_of_regions_need_no_adapter(embedded, run, cat, tmp_path):
+    regions = ("--region", "a dog", "--region-mask", "0,0,0.5,1", "--region", "a fox", "--region-mask", cat)
+    code, _, err = run("generate", "a cat", *regions, *QUICK, "-o", "out.png")
+    assert code == 0, err
+    told = read_provenance(tmp_path / "out.png")
+    first, second = told["regions"]
+    assert (first["text"], first["mask"]) == ("a dog", {"box": [[0, 0], [0.5, 0], [0.5, 1], [0, 1]]})
+    assert (second["text"], second["mask"]["file"], told["adapters"]) == ("a fox", "cat.png", [])
+    (tmp_path / "shot.toml").write_text(
+        'prompt = "a cat"\n[[regions]]\ntext = "a dog"\nmask = { box = [0, 0, 0.5, 1] }\n'
+        '[[image_prompts]]\nimage = "cat.png"\n'
+    )
+    code, _, err = run("generate", "--request", "shot.toml", *QUICK, "-o", "both.png")
+    assert code == 0, err
+    told = read_provenance(tmp_path / "both.png")
+    assert told["regions"] == [first] and len(told["image_prompts"]) == 1
+
+
 def test_pictures_are_saved_as_they_are_made(embedded, run, cat, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "BATCH_SIZE", 2)
     code, out, err = run("generate", "-i", cat, *QUICK, "-n", 3, "-o", "many.png")
@@ -72,6 +90,9 @@ def test_another_base_with_its_adapter(embedded, run, cat, tmp_path):
         (("-i", "cat.png", "--weight", "1", "--weight", "2"), "2 --weight for 1 --image"),
         (("a", "--mask", "cat.png"), "1 --mask for 0 --image"),
         (("-i", "cat.png", "--mask", "missing.png"), "does not exist"),
+        (("a", "--region", "b"), "0 --region-mask for 1 --region"),
+        (("a", "--region", "b", "--region-mask", "missing.png"), "does not exist"),
+        (("a", "--region", "b", "--region-mask", "0,0,0,1"), "a box needs"),
         (("-i", "cat.png", "--mask", "wide.png"), "give one of the picture's shape"),
         (("-i", "cat.png", "--start", "0.9", "--end", "0.5"), "start and end"),
         (("-i", "cat.png", "--fit", "squeeze"), "fit must be one of"),
