@@ -23,6 +23,8 @@ COMMANDS = {
     "demo": "Draw a contact sheet of what image prompts do, on the embedded model.",
     "generate": "Make pictures from a text, image prompts, or both.",
     "grid": "Draw one sheet of pictures over two settings.",
+    "evaluate": "Measure how well pictures follow their references and texts, by a protocol.",
+    "compare": "Tell which differences between two evaluations are real.",
     "inspect": "Tell what an adapter file is, and what it fits.",
     "convert": "Write an adapter in another layout, verified.",
     "doctor": "Check the installation, and whether an adapter, a base and an encoder belong together.",

@@ -44,14 +44,19 @@ class Interval:
 
 
 def bootstrap(
-    values: Sequence[float], places: Sequence[Place], *, num_draws: int = 10_000, seed: int = 0, level: float = 0.95
+    values: Sequence[float],
+    places: Sequence[Place],
+    *,
+    num_draws: int | None = None,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Interval:
     """Interval of the mean of values that were measured at places.
 
     Args:
         values: one a place.
         places: where each was measured.
-        num_draws: resampled means.
+        num_draws: resampled means; by default 10,000, or 1,000 of more than 500 groups, whose means are smooth.
         seed: of the resampling.
         level: share of the resampled means inside.
 
@@ -64,14 +69,16 @@ def bootstrap(
         raise EvaluationError(f"{int((~np.isfinite(values)).sum())} of {len(values)} values are not finite")
     if len({len(place) for place in places}) != 1:
         raise EvaluationError(f"places of different depth: {places[0]} and others; give each subject, prompt and seed")
+    num_groups = len({place[0] for place in places})
+    num_draws = num_draws or (10_000 if num_groups <= 500 else 1_000)
     means = _resample(np.asarray(values, dtype=np.float64), list(places), num_draws, np.random.default_rng(seed))
     centre = _nested_mean(values, places)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(centre, float(low), float(high), len(values), len({place[0] for place in places}))
+    return Interval(centre, float(low), float(high), len(values), num_groups)
 
 
 def difference(
-    first: dict[Place, float], second: dict[Place, float], *, num_draws: int = 10_000, seed: int = 0
+    first: dict[Place, float], second: dict[Place, float], *, num_draws: int | None = None, seed: int = 0
 ) -> Interval:
     """Interval of the mean of `second - first` over the places that both have: the paired bootstrap.
 
@@ -87,16 +94,15 @@ def difference(
 def _resample(values: np.ndarray, places: list[Place], num_draws: int, random: np.random.Generator) -> np.ndarray:
     """Means of `num_draws` resamples: outermost groups are drawn, and each one drawn is resampled inside itself."""
     groups = _groups(places)
-    chosen = random.integers(len(groups), size=(num_draws, len(groups)))
-    drawn = np.empty(chosen.shape)
+    chosen = random.integers(len(groups), size=num_draws * len(groups))
+    order = np.argsort(chosen, kind="stable")
+    ends = np.searchsorted(chosen[order], np.arange(len(groups) + 1))
+    drawn = np.empty(len(chosen))
     for number, members in enumerate(groups):
-        where = chosen == number
+        where = order[ends[number] : ends[number + 1]]
         inner = [places[index][1:] for index in members]
-        if inner[0]:
-            drawn[where] = _resample(values[members], inner, int(where.sum()), random)
-        else:
-            drawn[where] = values[members].mean()
-    return drawn.mean(1)
+        drawn[where] = _resample(values[members], inner, len(where), random) if inner[0] else values[members].mean()
+    return drawn.reshape(num_draws, len(groups)).mean(1)
 
 
 def _nested_mean(values: Sequence[float], places: Sequence[Place]) -> float:

@@ -1,0 +1,37 @@
+"""`imprompt compare`: which differences between two evaluations are real."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="results.json of an evaluation, or its folder.")],
+    second: Annotated[Path, typer.Argument(help="The other.")],
+) -> None:
+    """Compare two evaluations picture by picture, over the subjects, prompts and seeds that both have.
+
+    A change is called real where its 95 % interval, resampled over subjects, prompts and seeds, leaves zero out.
+
+    Example:
+
+    imprompt compare before/results.json after/results.json
+    """
+    from imprompt.evaluation.metrics.table import METRICS
+    from imprompt.evaluation.results import compare as compare_results
+    from imprompt.evaluation.results import read_results
+
+    for row in compare_results(read_results(first), read_results(second)):
+        metric, (arm, scale), change = METRICS[row.metric], row.series, row.change
+        better = None if metric.higher_is_better is None else (change.mean > 0) == metric.higher_is_better
+        word = (
+            "no real difference"
+            if not change.excludes_zero
+            else {True: "better", False: "worse", None: "other"}[better]
+        )
+        where = f"{arm} {scale:g}" if arm == "adapter" else arm
+        typer.echo(
+            f"{metric.title:18s} {where:14s} {row.first.mean:.4f} -> {row.second.mean:.4f}  "
+            f"change {change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]  {word}"
+        )

@@ -1,0 +1,192 @@
+"""`imprompt evaluate`: draw a protocol's pictures, measure them, and show both."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imprompt.cli.generate import attach_adapter, load_base, plain_words
+from imprompt.cli.progress import busy, progress_bar
+from imprompt.core.errors import PromptError
+
+if TYPE_CHECKING:
+    from imprompt.evaluation.protocols import Protocol
+    from imprompt.evaluation.results import Results
+
+
+def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
+    protocol: Annotated[str, typer.Argument(help="coco, dreambench, style, sweep, or folder.")],
+    source: Annotated[Path, typer.Argument(help="Folder of references, in the protocol's layout.")],
+    base: Annotated[str | None, typer.Option(help="As in generate.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="As in generate.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="As in generate.")] = None,
+    faces: Annotated[str | None, typer.Option(help="As in generate.")] = None,
+    judge: Annotated[
+        list[str] | None, typer.Option(help="Network that judges, SLOT=FOLDER: clip, dino, dinov2, face; repeatable.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="What to measure, separated by commas.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A text of every subject; repeatable.")] = None,
+    scales: Annotated[str | None, typer.Option(help="Weights of the image prompt, separated by commas.")] = None,
+    num_seeds: Annotated[int | None, typer.Option(help="Pictures of each subject, prompt and weight.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Strength of classifier-free guidance.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many subjects, from the first.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Draw one share only, as 1/4; torchrun's and SLURM's ranks are read by themselves."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures drawn at once.")] = 4,
+    fail_under: Annotated[
+        list[str] | None, typer.Option(help="Exit with status 1 where a mean is lower: clip_i=0.7; repeatable.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = Path("evaluation"),
+) -> None:
+    """Measure how well pictures follow their references and their texts.
+
+    Draws what is missing (a stopped evaluation goes on where it was), then writes results.json and report.html: tables
+    with 95 % intervals over subjects, prompts and seeds, curves, and the best, median and worst pictures, beside the
+    text alone and the reference itself.
+
+    Examples:
+
+    imprompt evaluate folder ./my-pictures --metrics mobilenet,near_copies
+
+    imprompt evaluate dreambench ./subjects --base ./sd15 --adapter ip-adapter-plus_sd15 --judge clip=./clip-vit-l14
+
+    imprompt evaluate coco ./coco2017 --base ./sd15 --adapter ip-adapter_sd15 --split 1/8
+    """
+    chosen = _settings(
+        protocol,
+        base,
+        metrics=_parts(metrics),
+        scales=None if scales is None else tuple(_number(part, "--scales") for part in _parts(scales) or ()),
+        num_seeds=num_seeds,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        prompts=tuple(prompt) if prompt else None,
+    )
+    judges, least = _pairs(judge, "--judge"), _pairs(fail_under, "--fail-under")
+    missing, models = _draw(
+        chosen, source, output, {"base": base, "adapter": adapter, "encoder": encoder, "faces": faces},
+        share=_share(split), limit=limit, batch_size=batch_size,
+    )  # fmt: skip
+    if missing:
+        typer.echo(f"{missing} pictures belong to other shares; run again without --split when all are drawn")
+        return
+    results = _score(chosen, source, output, models, judges, limit)
+    for line in _lines(results):
+        typer.echo(line)
+    typer.echo(output / "report.html")
+    if not _is_enough(results, least):
+        raise typer.Exit(1)
+
+
+def _settings(name: str, base: str | None, **given: Any) -> "Protocol":
+    from imprompt.evaluation.metrics.table import metrics_named
+    from imprompt.evaluation.protocols import protocol_named
+    from imprompt.generation.pipelines import EMBEDDED_SETTINGS, is_embedded
+
+    protocol = protocol_named(name)
+    if base is None or is_embedded(base):  # its own settings, and a judge that is at hand
+        protocol = replace(protocol, **EMBEDDED_SETTINGS, scheduler=None, metrics=("mobilenet", "near_copies"))
+    protocol = replace(protocol, **{key: value for key, value in given.items() if value is not None})
+    metrics_named(protocol.metrics)
+    for key in ("num_seeds", "steps"):
+        if getattr(protocol, key) < 1:
+            raise PromptError(f"{key} is {getattr(protocol, key)}; expected 1 or more")
+    return protocol
+
+
+def _draw(
+    protocol: "Protocol",
+    source: Path,
+    output: Path,
+    named: dict[str, str | None],
+    *,
+    share: tuple[int, int],
+    limit: int | None,
+    batch_size: int,
+) -> tuple[int, dict[str, Any]]:
+    from imprompt.evaluation.runner import draw_share, items_in, models_of
+
+    items_in(protocol, source, limit)  # a wrong folder is told before a model is loaded
+    with plain_words():
+        with busy("loading"):
+            pipe = load_base(named["base"], protocol.scheduler, False)
+            pipe.set_progress_bar_config(disable=True)
+            attachment = attach_adapter(pipe, {"part": None, "variant": None, "lora": None, "guidance": None, **named})
+        with progress_bar("drawing") as bar, attachment:
+            missing = draw_share(
+                pipe, attachment, protocol, source, output,
+                share=share, limit=limit, batch_size=batch_size, progress=bar,
+            )  # fmt: skip
+            return missing, models_of(pipe, attachment)
+
+
+def _score(
+    protocol: "Protocol", source: Path, output: Path, models: dict[str, Any], judges: dict[str, str], limit: int | None
+) -> "Results":
+    from imprompt.evaluation.runner import score
+
+    with busy("judging"):
+        return score(protocol, source, output, models, judges=judges, limit=limit)
+
+
+def _lines(results: "Results") -> list[str]:
+    from imprompt.evaluation.report import summary_table
+
+    cells = summary_table(results)
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _is_enough(results: "Results", least: dict[str, str]) -> bool:
+    from imprompt.evaluation.metrics.table import metrics_named
+
+    enough = True
+    for metric in metrics_named(tuple(least)):
+        bound = _number(least[metric.name], "--fail-under")
+        for series in (series for series in results.series() if series[0] == "adapter"):
+            interval = results.interval(metric.name, series)
+            if interval is None or interval.mean < bound:
+                found = "was not measured" if interval is None else f"is {interval.mean:.4f}"
+                typer.echo(f"{metric.name} at weight {series[1]:g} {found}; wanted {bound:g} or more", err=True)
+                enough = False
+    return enough
+
+
+def _share(split: str | None) -> tuple[int, int]:
+    """Number of this process, from 0, and how many there are."""
+    import os
+
+    if split is None:
+        for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+            if rank in os.environ and size in os.environ:
+                return int(os.environ[rank]), int(os.environ[size])
+        return 0, 1
+    number, _, of = split.partition("/")
+    if not (number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise PromptError(f"--split is {split!r}; expected a share such as 1/4")
+    return int(number) - 1, int(of)
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    pairs = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not (equals and name and value):
+            raise PromptError(f"{option} is {text!r}; expected NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _parts(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise PromptError(f"{option} says {text!r}; expected a number") from None

@@ -1,0 +1,131 @@
+"""How the pictures of a protocol lie on disk, and which cases they make."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from imprompt.evaluation.errors import EvaluationError
+from imprompt.evaluation.items import Case
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def read_folder(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
+    """Pictures of a folder, each a subject of its own; `name.txt` beside one is its caption.
+
+    Without prompts a picture is followed alone and compared with its caption; with prompts, with each of them.
+
+    Raises:
+        EvaluationError: there are no pictures.
+    """
+    cases = []
+    for path in pictures_in(folder):
+        beside = path.with_suffix(".txt")
+        caption = beside.read_text().strip() if beside.is_file() else ""
+        cases += _cases(path.stem, (path,), prompts, caption)
+    return cases
+
+
+def read_subjects(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
+    """A folder a subject, with its pictures inside (DreamBench's layout), each followed with every prompt.
+
+    `{subject}` in a prompt becomes the folder's name, in words. The first picture by name is the reference.
+
+    Raises:
+        EvaluationError: there are no subjects, or no prompts.
+    """
+    if not prompts:
+        raise EvaluationError("a protocol of subjects and prompts has no prompts; give some with --prompt or --prompts")
+    subjects = sorted(path for path in _existing(folder).iterdir() if path.is_dir())
+    if not subjects:
+        raise EvaluationError(f"'{folder}' holds no folders; this layout wants one for each subject")
+    cases = []
+    for subject in subjects:
+        name = subject.name.replace("_", " ").replace("-", " ")
+        worded = tuple(prompt.replace("{subject}", name) for prompt in prompts)
+        cases += _cases(subject.name, tuple(pictures_in(subject)[:1]), worded, "")
+    return cases
+
+
+def read_style_content(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
+    """`style/` with pictures whose style is kept and `content.txt` with a subject a line: every style with every one.
+
+    Raises:
+        EvaluationError: a part is missing.
+    """
+    contents = prompts or tuple(line.strip() for line in _text(folder / "content.txt").splitlines() if line.strip())
+    return [
+        Case(
+            subject=style.stem,
+            prompt_name=f"p{number:02d}",
+            references=(style,),
+            prompt=content,
+            caption=content,
+            style=style,
+        )
+        for style in pictures_in(folder / "style")
+        for number, content in enumerate(contents)
+    ]
+
+
+def read_coco(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
+    """COCO 2017 validation: `val2017/` and `annotations/captions_val2017.json`.
+
+    Of a picture's five captions the one with the lowest number counts; the paper does not say which did.
+
+    Raises:
+        EvaluationError: a part is missing or damaged.
+    """
+    try:
+        said = json.loads(_text(folder / "annotations" / "captions_val2017.json"))
+        first: dict[int, str] = {}
+        for row in sorted(said["annotations"], key=lambda row: row["id"]):
+            first.setdefault(row["image_id"], row["caption"].strip())
+        files = {row["id"]: row["file_name"] for row in said["images"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"'{folder}/annotations/captions_val2017.json' is not COCO's: {error!r}") from error
+    cases = []
+    for number in sorted(files):
+        cases += _cases(str(number), (_existing(folder / "val2017" / files[number]),), prompts, first.get(number, ""))
+    return cases
+
+
+Reader = Callable[[Path, tuple[str, ...]], list[Case]]
+LAYOUTS: dict[str, Reader] = {
+    "folder": read_folder,
+    "subjects": read_subjects,
+    "style-content": read_style_content,
+    "coco": read_coco,
+}
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Pictures of a folder, by name.
+
+    Raises:
+        EvaluationError: there is no such folder, or no picture in it.
+    """
+    found = sorted(path for path in _existing(folder).iterdir() if path.suffix.lower() in PICTURES)
+    if not found:
+        raise EvaluationError(f"'{folder}' holds no pictures ({', '.join(PICTURES)}); give a folder that does")
+    return found
+
+
+def _cases(subject: str, references: tuple[Path, ...], prompts: tuple[str, ...], caption: str) -> list[Case]:
+    """A case for each prompt; without prompts the image alone, measured against its caption."""
+    pairs: list[tuple[str, str]] = [(prompt, prompt) for prompt in prompts] or [("", caption)]
+    return [
+        Case(subject=subject, prompt_name=f"p{number:02d}", references=references, prompt=prompt, caption=compared)
+        for number, (prompt, compared) in enumerate(pairs)
+    ]
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise EvaluationError(f"there is no '{path}'; this layout wants it")
+    return path
+
+
+def _text(path: Path) -> Any:
+    return _existing(path).read_text(encoding="utf-8")

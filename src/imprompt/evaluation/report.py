@@ -1,0 +1,180 @@
+"""`report.html` of an evaluation: tables with intervals, curves, and the pictures themselves. Opens offline."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from imprompt.core.chart import line_chart
+from imprompt.core.files import atomic_write
+from imprompt.core.images import load_image
+from imprompt.core.sheet import contact_sheet
+from imprompt.evaluation.metrics.similarity import CLIP_SCORE_SCALE
+from imprompt.evaluation.metrics.table import METRICS
+from imprompt.evaluation.published import COCO, COCO_SOURCE
+from imprompt.evaluation.results import Results, Row, Series
+
+ARMS = {"adapter": "adapter", "text": "text alone", "copy": "reference handed back"}
+NUM_SHOWN = 8
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}"
+    "table{border-collapse:collapse}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}img{max-width:100%}.small{color:#666;font-size:13px}"
+)
+
+
+def write_report(results: Results, references: dict[tuple[str, str], Path], folder: Path) -> Path:
+    """Write the report beside the pictures.
+
+    Args:
+        results: what was measured.
+        references: reference of each subject and prompt.
+        folder: the run's.
+
+    Returns:
+        The file.
+    """
+    parts = [
+        f"<h1>{_text(results.protocol['title'])}</h1>",
+        _summary(results),
+        _curve(results),
+        *_sheets(results, references, folder),
+        _published(results),
+        _definitions(results),
+    ]
+    page = f"<!doctype html><meta charset=utf-8><title>imprompt: evaluation</title><style>{_STYLE}</style>"
+    file = folder / "report.html"
+    with atomic_write(file) as path:
+        path.write_text(page + "\n".join(parts), encoding="utf-8")
+    return file
+
+
+def summary_table(results: Results) -> list[list[str]]:
+    """The summary as cells: a header, and a row for each arm and scale."""
+    names = _measured(results)
+    head = ["", *(METRICS[name].title + _arrow(name) for name in names)]
+    return [
+        head,
+        *([_series_name(series), *(_cell(results, name, series) for name in names)] for series in results.series()),
+    ]
+
+
+def _summary(results: Results) -> str:
+    note = (
+        "Mean and 95 % interval by the bootstrap over subjects, then prompts, then seeds. "
+        f"{len(results.rows)} pictures of {len({row.subject for row in results.rows})} subjects."
+    )
+    return f"<h2>Summary</h2>{_table(summary_table(results))}<p class=small>{_text(note)}</p>"
+
+
+def _cell(results: Results, name: str, series: Series) -> str:
+    if METRICS[name].kind == "set":
+        found = [row for row in results.sets if (row["metric"], row["arm"], row["scale"]) == (name, *series)]
+        return f"{found[0]['value']:.3f} (n = {found[0]['num_pictures']})" if found else "–"
+    interval = results.interval(name, series)
+    if interval is None:
+        return "–"
+    unmeasured = results.num_unmeasured(name, series)
+    apart = f" · {unmeasured} without" if unmeasured else ""
+    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]{apart}"
+
+
+def _curve(results: Results) -> str:
+    """Likeness to image and text over the weight, where several were drawn."""
+    series = sorted(each for each in results.series() if each[0] == "adapter")
+    if len(series) < 2:
+        return ""
+    curves = {}
+    for name in ("clip_i", "clip_t", "dino", "dinov2", "style"):
+        intervals = [results.interval(name, each) for each in series]
+        if all(interval is not None for interval in intervals):
+            curves[METRICS[name].title] = [interval.mean for interval in intervals if interval is not None]
+    if not curves:
+        return ""
+    chart = line_chart(curves, [scale for _, scale in series], x_label="weight of the image prompt", y_label="cosine")
+    return f"<h2>Over the weight</h2>{_embedded(chart)}"
+
+
+def _sheets(results: Results, references: dict[tuple[str, str], Path], folder: Path) -> Iterable[str]:
+    """Best, median and worst pictures by the first metric of pictures, each beside its reference."""
+    name = next((name for name in _measured(results) if METRICS[name].kind == "picture"), None)
+    rows = [row for row in results.rows if row.arm == "adapter" and name and row.values.get(name) is not None]
+    if name is None or not rows:
+        return
+    ranked = sorted(rows, key=lambda row: row.values[name] or 0.0, reverse=METRICS[name].higher_is_better is not False)
+    middle = max(0, len(ranked) // 2 - NUM_SHOWN // 2)
+    for title, part in (
+        ("Best", ranked[:NUM_SHOWN]),
+        ("Median", ranked[middle : middle + NUM_SHOWN]),
+        ("Worst", ranked[-NUM_SHOWN:]),
+    ):
+        sheet = _pairs(part, name, references, folder)
+        yield f"<h2>{title} by {_text(METRICS[name].title)}</h2>{_embedded(sheet)}"
+
+
+def _pairs(rows: Sequence[Row], name: str, references: dict[tuple[str, str], Path], folder: Path) -> Image.Image:
+    above = [load_image(references[row.subject, row.prompt_name]) for row in rows]
+    below = [load_image(folder / row.file) for row in rows]
+    labels = [f"{row.values[name]:.3f} {row.prompt[:40]}" for row in rows]
+    return contact_sheet([above, below], labels, ["reference", "made"], cell=128)
+
+
+def _published(results: Results) -> str:
+    if results.protocol["name"] != "coco":
+        return ""
+    own = []
+    for series in results.series():
+        clip_t, clip_i = (results.interval(name, series) for name in ("clip_t", "clip_i"))
+        if clip_t is not None and clip_i is not None:
+            own.append([_series_name(series), "", f"{CLIP_SCORE_SCALE * clip_t.mean:.3f}", f"{clip_i.mean:.3f}"])
+    papers = [[row.method, f"{row.num_parameters} M", f"{row.clip_t:.3f}", f"{row.clip_i:.3f}"] for row in COCO]
+    head = ["method", "trained parameters", "CLIPScore (2.5 x CLIP-T)", "CLIP-I"]
+    return f"<h2>Beside published figures</h2>{_table([head, *own, *papers])}<p class=small>{_text(COCO_SOURCE)}</p>"
+
+
+def _definitions(results: Results) -> str:
+    rows = [[METRICS[name].title, METRICS[name].definition] for name in _measured(results)]
+    judges = [
+        [slot, str(said.get("name")), str(said.get("fingerprint", ""))[:16]] for slot, said in results.judges.items()
+    ]
+    models = html.escape(str(results.models))
+    return (
+        f"<h2>What was measured</h2>{_table([['metric', 'definition'], *rows])}"
+        f"<h2>By whom</h2>{_table([['judge', 'network', 'fingerprint'], *judges])}"
+        f"<h2>Of what</h2><p class=small>{models}</p><p class=small>{_text(str(results.versions))}</p>"
+    )
+
+
+def _measured(results: Results) -> list[str]:
+    said = {name for row in results.rows for name in row.values}
+    said |= {row["metric"] for row in (*results.groups, *results.sets)}
+    return [name for name in METRICS if name in said]
+
+
+def _series_name(series: Series) -> str:
+    arm, scale = series
+    return f"{ARMS[arm]}, weight {scale:g}" if arm == "adapter" else ARMS[arm]
+
+
+def _arrow(name: str) -> str:
+    return {True: " ↑", False: " ↓", None: ""}[METRICS[name].higher_is_better]
+
+
+def _table(cells: Sequence[Sequence[str]]) -> str:
+    head, *rows = cells
+    lines = ["".join(f"<th>{_text(cell)}" for cell in head)]
+    lines += ["".join(f"<td>{_text(cell)}" for cell in row) for row in rows]
+    return "<table>" + "".join(f"<tr>{line}" for line in lines) + "</table>"
+
+
+def _embedded(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+
+
+def _text(words: str) -> str:
+    return html.escape(words)

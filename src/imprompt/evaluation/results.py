@@ -1,0 +1,256 @@
+"""Values of an evaluation with everything they depend on: `results.json`, and what is read back from it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from imprompt.core.files import atomic_write
+from imprompt.evaluation.errors import EvaluationError
+from imprompt.evaluation.intervals import Interval, Place, bootstrap, difference
+from imprompt.evaluation.items import Arm, Item
+from imprompt.evaluation.metrics.table import METRICS, Metric
+from imprompt.evaluation.scoring import score_groups, score_pictures, score_set
+
+VERSION = 1
+Series = tuple[str, float]
+"""Arm and scale: what belongs into one row of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One picture and what was measured of it.
+
+    Attributes:
+        subject: outermost group.
+        prompt_name: prompt of the subject.
+        seed: of its noise.
+        arm: who made it.
+        scale: weight of the image prompt.
+        file: the picture, relative to the run's folder where it lies inside.
+        reference: what it was to be like, by name.
+        prompt: what the model was told.
+        values: by metric; None where it could not be measured.
+    """
+
+    subject: str
+    prompt_name: str
+    seed: int
+    arm: Arm
+    scale: float
+    file: str
+    reference: str
+    prompt: str
+    values: dict[str, float | None]
+
+    @property
+    def place(self) -> Place:
+        """Where the values were measured."""
+        return (self.subject, self.prompt_name, self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """A whole evaluation.
+
+    Attributes:
+        protocol: its settings.
+        models: base and adapter, by hash.
+        judges: networks behind the metrics, by slot.
+        rows: a picture each.
+        groups: values of the pictures of one case: metric, arm, scale, subject, prompt, value.
+        sets: values of all pictures of a series: metric, arm, scale, value, number of pictures.
+        versions: of the packages.
+    """
+
+    protocol: dict[str, Any]
+    models: dict[str, Any]
+    judges: dict[str, Any]
+    rows: list[Row]
+    groups: list[dict[str, Any]]
+    sets: list[dict[str, Any]]
+    versions: dict[str, str]
+
+    def series(self) -> list[Series]:
+        """Arms and scales in order of first appearance."""
+        return list(dict.fromkeys((row.arm, row.scale) for row in self.rows))
+
+    def measured(self, metric: str, series: Series) -> dict[Place, float]:
+        """Values of a metric by place; pictures that could not be measured are left out."""
+        if METRICS[metric].kind == "group":
+            found = [row for row in self.groups if (row["metric"], row["arm"], row["scale"]) == (metric, *series)]
+            return {(row["subject"], row["prompt_name"]): row["value"] for row in found}
+        rows = [row for row in self.rows if (row.arm, row.scale) == series]
+        values = {row.place: row.values.get(metric) for row in rows}
+        return {place: value for place, value in values.items() if value is not None}
+
+    def interval(self, metric: str, series: Series) -> Interval | None:
+        """Mean and interval of a metric; None where nothing was measured."""
+        values = self.measured(metric, series)
+        return bootstrap(list(values.values()), list(values)) if values else None
+
+    def num_unmeasured(self, metric: str, series: Series) -> int:
+        """Pictures of which a metric has no value: no face, no caption."""
+        rows = [row for row in self.rows if (row.arm, row.scale) == series and metric in row.values]
+        return sum(row.values[metric] is None for row in rows)
+
+    def save(self, path: Path) -> None:
+        """Write JSON, whole or not at all, with the summary that tables show."""
+        content = {"version": VERSION, **asdict(self), "summary": self.summary()}
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Mean and 95 % interval of every metric and series."""
+        names = [name for name, metric in METRICS.items() if metric.kind != "set"]
+        found = [(name, series, self.interval(name, series)) for name in names for series in self.series()]
+        return [
+            {"metric": name, "arm": arm, "scale": scale, **asdict(interval)}
+            for name, (arm, scale), interval in found
+            if interval is not None
+        ]
+
+
+def read_results(path: Path) -> Results:
+    """Read what `Results.save` wrote.
+
+    Raises:
+        EvaluationError: it is not there, or nothing that an evaluation wrote.
+    """
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["version"] != VERSION:
+            raise EvaluationError(f"'{file}' has version {content['version']}; this imprompt reads {VERSION}")
+        kept = {name: content[name] for name in ("protocol", "models", "judges", "groups", "sets", "versions")}
+        return Results(rows=[Row(**row) for row in content["rows"]], **kept)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"'{file}' is no results.json of `imprompt evaluate` ({error})") from error
+
+
+def measure(
+    items: Sequence[Item], files: Mapping[str, Path], metrics: Sequence[Metric], judges: Mapping[str, Any], root: Path
+) -> tuple[list[Row], list[dict[str, Any]], list[dict[str, Any]]]:
+    """All values of all pictures.
+
+    Args:
+        items: what was drawn.
+        files: the picture of each item, by key.
+        metrics: what to measure.
+        judges: networks by slot.
+        root: what the files' names are told relative to.
+
+    Returns:
+        Rows, groups and sets as in `Results`.
+
+    Raises:
+        EvaluationError: something cannot be measured.
+    """
+    pictures = [files[item.key] for item in items]
+    columns = {
+        metric.name: score_pictures(metric, items, pictures, judges) for metric in metrics if metric.kind == "picture"
+    }
+    rows = [
+        Row(
+            subject=item.case.subject,
+            prompt_name=item.case.prompt_name,
+            seed=item.seed,
+            arm=item.arm,
+            scale=item.scale,
+            file=_told(file, root),
+            reference=item.case.references[0].name,
+            prompt=item.case.prompt,
+            values={name: values[index] for name, values in columns.items()},
+        )
+        for index, (item, file) in enumerate(zip(items, pictures, strict=True))
+    ]
+    groups = [row for metric in metrics if metric.kind == "group" for row in _groups(metric, items, files, judges)]
+    sets = [row for metric in metrics if metric.kind == "set" for row in _sets(metric, items, files, judges)]
+    return rows, groups, sets
+
+
+def _groups(
+    metric: Metric, items: Sequence[Item], files: Mapping[str, Path], judges: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    found = []
+    for (arm, scale), members in _by_series(items).items():
+        cases: dict[tuple[str, str], list[Path]] = {}
+        for item in members:
+            cases.setdefault((item.case.subject, item.case.prompt_name), []).append(files[item.key])
+        for (subject, prompt_name), value in score_groups(metric, cases, judges).items():
+            where = {"subject": subject, "prompt_name": prompt_name}
+            found.append({"metric": metric.name, "arm": arm, "scale": scale, **where, "value": value})
+    return found
+
+
+def _sets(
+    metric: Metric, items: Sequence[Item], files: Mapping[str, Path], judges: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    references = list(dict.fromkeys(item.case.references[0] for item in items))
+    return [
+        {
+            "metric": metric.name,
+            "arm": arm,
+            "scale": scale,
+            "value": score_set(metric, [files[item.key] for item in members], references, judges),
+            "num_pictures": len(members),
+            "num_references": len(references),
+        }
+        for (arm, scale), members in _by_series(items).items()
+        if arm != "copy"
+    ]
+
+
+def _by_series(items: Sequence[Item]) -> dict[Series, list[Item]]:
+    series: dict[Series, list[Item]] = {}
+    for item in items:
+        series.setdefault((item.arm, item.scale), []).append(item)
+    return series
+
+
+def _told(file: Path, root: Path) -> str:
+    return str(file.relative_to(root)) if file.is_relative_to(root) else file.name
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A metric in two results.
+
+    Attributes:
+        metric: its name.
+        series: arm and scale.
+        first: in the first.
+        second: in the second.
+        change: second less first, in pairs.
+    """
+
+    metric: str
+    series: Series
+    first: Interval
+    second: Interval
+    change: Interval
+
+
+def compare(first: Results, second: Results) -> list[Comparison]:
+    """Which differences are real: paired over the pictures that both have.
+
+    Raises:
+        EvaluationError: they were not measured by the same judges, or have nothing in common.
+    """
+    for slot in first.judges.keys() & second.judges.keys():
+        if first.judges[slot] != second.judges[slot]:
+            raise EvaluationError(
+                f"the judge {slot!r} is not the same network with the same preprocessing in both "
+                f"({first.judges[slot].get('name')!r}, {second.judges[slot].get('name')!r}); evaluate both with one"
+            )
+    found = []
+    for metric in (name for name, row in METRICS.items() if row.kind != "set"):
+        for series in (series for series in first.series() if series in second.series()):
+            one, other = first.measured(metric, series), second.measured(metric, series)
+            if one.keys() & other.keys():
+                before, after = (bootstrap(list(values.values()), list(values)) for values in (one, other))
+                found.append(Comparison(metric, series, before, after, difference(one, other)))
+    if not found:
+        raise EvaluationError("the two results share no picture: same protocol, subjects, prompts and seeds are wanted")
+    return found

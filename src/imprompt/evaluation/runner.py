@@ -1,0 +1,109 @@
+"""An evaluation from its folder of references to `results.json` and `report.html`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from imprompt.evaluation.drawing import claim, draw, is_drawn, picture_file
+from imprompt.evaluation.errors import EvaluationError
+from imprompt.evaluation.items import Item, share_of
+from imprompt.evaluation.judges import load_judges
+from imprompt.evaluation.metrics.table import Metric, metrics_named
+from imprompt.evaluation.protocols import Protocol
+from imprompt.evaluation.report import write_report
+from imprompt.evaluation.results import Results, measure
+from imprompt.generation.provenance import describe_adapter, describe_pipeline, versions
+
+Progress = Callable[[int, int], None]
+
+
+def draw_share(  # noqa: PLR0913  (who draws what, where, and which part of it)
+    pipe: Any,
+    attachment: Any,
+    protocol: Protocol,
+    source: Path,
+    folder: Path,
+    *,
+    share: tuple[int, int] = (0, 1),
+    limit: int | None = None,
+    batch_size: int = 4,
+    progress: Progress | None = None,
+) -> int:
+    """Draw what is missing of a protocol's pictures, or one process's share of it.
+
+    Args:
+        pipe: the base.
+        attachment: the adapter on it.
+        protocol: what is drawn.
+        source: folder of references in the protocol's layout.
+        folder: the run's.
+        share: number of this process, and how many there are.
+        limit: least number of first subjects to take; None takes all.
+        batch_size: pictures at once.
+        progress: called with pictures there and wanted.
+
+    Returns:
+        How many pictures of all shares are still missing.
+    """
+    items = items_in(protocol, source, limit)
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder, protocol, models_of(pipe, attachment), list(dict.fromkeys(item.case for item in items)))
+    draw(pipe, attachment, share_of(items, *share), protocol, folder, batch_size=batch_size, progress=progress)
+    return sum(not is_drawn(folder, item) for item in items)
+
+
+def score(
+    protocol: Protocol,
+    source: Path,
+    folder: Path,
+    models: Mapping[str, Any],
+    *,
+    judges: Mapping[str, str],
+    limit: int | None = None,
+) -> Results:
+    """Measure what was drawn; write `results.json` and `report.html`.
+
+    Raises:
+        EvaluationError: pictures are missing, or a metric cannot be measured.
+    """
+    items = items_in(protocol, source, limit)
+    if missing := sum(not is_drawn(folder, item) for item in items):
+        raise EvaluationError(f"{missing} of {len(items)} pictures are not drawn yet; run the same command to go on")
+    metrics = metrics_named(protocol.metrics)
+    loaded = load_judges(judges, slots_of(metrics), folder / "features")
+    files = {item.key: picture_file(folder, item) for item in items}
+    rows, groups, sets = measure(items, files, metrics, loaded, folder)
+    results = Results(
+        protocol=asdict(protocol),
+        models=dict(models),
+        judges={slot: judge.describe() for slot, judge in loaded.items()},
+        rows=rows,
+        groups=groups,
+        sets=sets,
+        versions=versions(),
+    )
+    results.save(folder / "results.json")
+    write_report(
+        results, {(item.case.subject, item.case.prompt_name): item.case.references[0] for item in items}, folder
+    )
+    return results
+
+
+def items_in(protocol: Protocol, source: Path, limit: int | None) -> list[Item]:
+    """All pictures of a protocol, of the first subjects alone where a limit is given."""
+    cases = protocol.cases(source)
+    if limit is not None:
+        subjects = list(dict.fromkeys(case.subject for case in cases))[:limit]
+        cases = [case for case in cases if case.subject in subjects]
+    return protocol.items(cases)
+
+
+def models_of(pipe: Any, attachment: Any) -> dict[str, Any]:
+    """Base and adapters by hash."""
+    return {"base": describe_pipeline(pipe), "adapters": [describe_adapter(each) for each in attachment.adapters]}
+
+
+def slots_of(metrics: Sequence[Metric]) -> list[str]:
+    """Judges that metrics read."""
+    return list(dict.fromkeys(metric.judge for metric in metrics if metric.judge is not None))
