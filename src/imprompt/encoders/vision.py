@@ -116,7 +116,7 @@ class VisionEncoder:
             for image in images:
                 self._report_crop(image)
         pixels = torch.stack([prepare_pixels(image, self.preprocessing, fit) for image in images])
-        return torch.cat([self._features(part, layer, index) for part in pixels.split(_MAX_BATCH)])
+        return torch.cat([self.encode_pixels(part, layer, index) for part in pixels.split(_MAX_BATCH)])
 
     @torch.no_grad()
     def encode_null(self, *, layer: Layer, index: int = -2) -> Tensor:
@@ -126,16 +126,15 @@ class VisionEncoder:
             EncoderMismatch: There is no such layer.
         """
         side = self.preprocessing.crop_size
-        return self._features(torch.zeros(1, 3, side, side), layer, index)
+        return self.encode_pixels(torch.zeros(1, 3, side, side), layer, index)
 
-    def __repr__(self) -> str:
-        spec = self.spec
-        return (
-            f"VisionEncoder({spec.name}: {spec.image_size} px, hidden {spec.width}, pooled {spec.projection_dim}, "
-            f"{spec.num_layers} layers, {spec.num_tokens} tokens)"
-        )
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor, layer: Layer, index: int = -2) -> Tensor:
+        """Turn pixels `[batch, 3, height, width]`, as `prepare_pixels` makes them, into features.
 
-    def _features(self, pixels: Tensor, layer: Layer, index: int) -> Tensor:
+        Raises:
+            EncoderMismatch: There is no such layer.
+        """
         pixels = pixels.to(self.device, self.model.dtype)
         if layer == "image_embeds":
             pooled = getattr(self.model(pixel_values=pixels), self.kind.pooled)
@@ -151,6 +150,13 @@ class VisionEncoder:
                 f"got index {index}. The adapter was trained on a deeper encoder."
             )
         return self.model(pixel_values=pixels, output_hidden_states=True).hidden_states[index]
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        return (
+            f"VisionEncoder({spec.name}: {spec.image_size} px, hidden {spec.width}, pooled {spec.projection_dim}, "
+            f"{spec.num_layers} layers, {spec.num_tokens} tokens)"
+        )
 
     def _report_crop(self, image: Image.Image) -> None:
         lost = lost_by_crop(image.size)

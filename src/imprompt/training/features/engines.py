@@ -1,0 +1,138 @@
+"""Who computes shards: this process, several of this machine, or a Ray cluster. The result is the same bytes."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from imprompt.core.errors import ImpromptError
+from imprompt.training.data.manifest import Manifest
+from imprompt.training.features.encode import OnSamples, encode_shards
+from imprompt.training.features.jobs import Encoder, FeatureJob
+from imprompt.training.features.work import Work, bounds
+
+EngineName: TypeAlias = Literal["local", "ray"]
+Engine: TypeAlias = Callable[[Work, Sequence[int], OnSamples], None]
+
+_RANK_VARIABLES = ("LOCAL_RANK", "SLURM_LOCALID")
+_place = 0  # of this process among those of its pool, which take turns at accelerators
+
+
+def in_this_process(work: Work, numbers: Sequence[int], on_samples: OnSamples) -> None:
+    """Compute shards here."""
+    if numbers:
+        encode_shards(work, _encoder(work), numbers, on_samples)
+
+
+def in_processes(num_processes: int) -> Engine:
+    """Compute shards in several processes of this machine, which take them as they get free."""
+
+    def engine(work: Work, numbers: Sequence[int], on_samples: OnSamples) -> None:
+        context = multiprocessing.get_context("spawn")
+        places = context.Queue()
+        for place in range(num_processes):
+            places.put(place)
+        initial = (places, max(1, torch.get_num_threads() // num_processes))
+        with ProcessPoolExecutor(num_processes, context, initializer=_enter, initargs=initial) as pool:
+            pending = {pool.submit(compute_shard, work, number) for number in numbers}
+            try:
+                while pending:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    on_samples(sum(future.result() for future in done))
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    return engine
+
+
+def on_ray(work: Work, numbers: Sequence[int], on_samples: OnSamples) -> None:
+    """Compute shards as tasks of a Ray cluster: the one that is running or that RAY_ADDRESS names, else one made here.
+
+    All machines must see the manifest, its pictures, the encoders and the store under the same paths. A shard whose
+    machine is lost is computed again elsewhere.
+
+    Raises:
+        ImpromptError: Ray is not installed.
+    """
+    ray = _import_ray()
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False)
+    accelerated = work.options.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    task = ray.remote(num_gpus=1 if accelerated else 0, max_retries=3)(compute_shard)
+    shared = ray.put(work)
+    pending = [task.remote(shared, number) for number in numbers]
+    try:
+        while pending:
+            done, pending = ray.wait(pending)
+            on_samples(sum(ray.get(done)))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, ImpromptError) else error from None
+    finally:
+        for reference in pending:
+            ray.cancel(reference)
+
+
+def compute_shard(work: Work, number: int) -> int:
+    """Compute one shard, with an encoder that this process keeps for the next.
+
+    Returns:
+        How many samples it has.
+    """
+    encode_shards(work, _encoder(work), [number], lambda _: None)
+    start, stop = bounds(work.spec, number)
+    return stop - start
+
+
+def device_of(name: str, environment: dict[str, str] | None = None) -> torch.device:
+    """The device that a name means.
+
+    Args:
+        name: What torch calls a device, or "auto": the accelerator if there is one, of several the one whose turn it is
+            by the number of this process on its machine.
+        environment: Where that number is read; the process's own by default.
+    """
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name != "auto":
+        return torch.device(name)
+    if kind is None:
+        return torch.device("cpu")
+    variables = os.environ if environment is None else environment
+    place = next((int(variables[name]) for name in _RANK_VARIABLES if name in variables), _place)
+    return torch.device(kind.type, place % torch.accelerator.device_count())
+
+
+def _encoder(work: Work) -> Encoder:
+    """The encoder of a job, loaded once in a process."""
+    return _load(work.job, work.manifest.path, work.manifest.root, work.options.device)
+
+
+@lru_cache(maxsize=1)
+def _load(job: FeatureJob, manifest: Path, root: Path, device: str) -> Encoder:
+    return job.load(Manifest.read(manifest, root), device_of(device))
+
+
+def _enter(places: Any, num_threads: int) -> None:
+    """Prepare a process of a pool; it ends when the one that made it does."""
+    global _place
+    _place = places.get()
+    torch.set_num_threads(num_threads)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _import_ray() -> Any:
+    try:
+        return import_module("ray")
+    except ImportError as error:
+        raise ImpromptError(
+            "the engine 'ray' needs Ray, which is not installed; pip install 'imprompt[ray]', or take --engine local"
+        ) from error
