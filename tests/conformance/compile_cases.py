@@ -4,6 +4,7 @@ A type checker on every function would break the graphs that are counted here.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from imprompt.adapter.attach import attach
+from imprompt.generation.region_texts import resolve_texts
+from imprompt.prompts.text_region import TextRegion as Region
 from tests import tiny, tiny_faces
 
 
@@ -131,6 +134,33 @@ def test_windows_and_masks_change_without_recompilation() -> None:
             assert close(two_rows(pipe), wanted[number])
             settled = settled or num_graphs()
             assert num_graphs() == settled <= 2
+
+
+@WAYS
+def test_texts_of_regions_change_without_recompilation(in_place: bool, fuse: bool) -> None:
+    def given(seed: int, mask: Tensor, start: float) -> Any:
+        texts = [Region(None, mask, embeds=tiny.rand(tiny.TEXT_LENGTH, tiny.TEXT_WIDTH, seed=seed), start=start)] * 2
+        return resolve_texts([texts[:1], texts])
+
+    mask = torch.zeros(16, 16)
+    mask[:, :8] = 1
+    sets = [given(1, mask, 0.1), given(2, mask, 0.1), given(2, 1 - mask, 0.1), given(2, mask, 0.6)]
+    outputs: list[list[Tensor]] = []
+    settled = 0
+    for is_compiled in (False, True):
+        pipe = tiny.pipeline(family="small")
+        adapter = tiny.adapter(pipe.unet)
+        if is_compiled:
+            compiled(pipe, in_place=in_place)
+        with attach(pipe, adapter, fuse=fuse) as images:
+            outputs.append([])
+            for texts in sets:
+                images.set(replace(prompts(adapter), texts=texts))
+                outputs[-1].append(two_rows(pipe))
+                settled = settled or num_graphs()
+                assert num_graphs() == settled <= 2
+    assert all((a - b).abs().max() > 0.1 for a, b in zip(outputs[0], outputs[0][1:], strict=False))
+    assert all(close(a, b) for a, b in zip(*outputs, strict=True))
 
 
 def test_number_of_steps_does_not_recompile() -> None:
