@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from imprompt.training.distributed import Processes
 from imprompt.training.noise import NoiseProcess
 from imprompt.training.order import generator_at
 from imprompt.training.task import Draw, map_tensors
@@ -193,7 +194,7 @@ def shuffled_references(groups: Int[Tensor, " rows"]) -> tuple[Int[Tensor, " row
     return partners, groups[partners] != groups
 
 
-def validate(task: ValidationTask, plan: ValidationPlan) -> ValidationResult:
+def validate(task: ValidationTask, plan: ValidationPlan, processes: Processes | None = None) -> ValidationResult:
     """Measure the model as it is, each process its share of the parts; all get the whole result.
 
     Neither gradients nor random numbers of the training are touched, and the model's modes are put back.
@@ -201,19 +202,20 @@ def validate(task: ValidationTask, plan: ValidationPlan) -> ValidationResult:
     Args:
         task: What is validated.
         plan: With what.
+        processes: Those that call this together; only this one by default.
     """
+    device = next(task.model.parameters()).device
+    processes = processes or Processes(device)
     number = len(plan.samples)
     losses, gains = torch.zeros(number, dtype=torch.float64), torch.zeros(number, dtype=torch.float64)
     has_gain = torch.zeros(number, dtype=torch.bool)
-    rank, num_processes = _process()
-    device = next(task.model.parameters()).device
     with undisturbed(task.model):
-        for part in plan.parts[rank::num_processes]:
+        for part in plan.parts[processes.index :: processes.count]:
             right, shuffled = _part_losses(task, plan, part, device)
             losses[part.rows], gains[part.rows] = right, shuffled - right
     for part in plan.parts:
         has_gain[part.rows] = part.has_partner
-    losses, gains = _summed(torch.stack([losses, gains]), device)
+    losses, gains = processes.mean(torch.stack([losses, gains])) * processes.count  # each has one process's number
     return ValidationResult(plan.places, losses.float(), gains.masked_fill(~has_gain, math.nan).float())
 
 
@@ -252,19 +254,3 @@ def _part_losses(
         task.row_losses(map_tensors(each, lambda value: value.to(device))).cpu().double() for each in (batch, shuffled)
     )
     return right, wrong
-
-
-def _process() -> tuple[int, int]:
-    """Number of this process, and how many there are."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def _summed(values: Tensor, device: torch.device) -> Tensor:
-    """Sums over all processes."""
-    if _process()[1] == 1:
-        return values
-    there = values.to(device)
-    torch.distributed.all_reduce(there)
-    return there.cpu()
