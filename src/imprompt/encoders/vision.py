@@ -221,8 +221,9 @@ def _load_model(folder: Path, kind: TowerKind, dtype: torch.dtype) -> Any:
     """Load a tower by its own class: no code comes with a folder, and no pickle is opened."""
     model_class = getattr(transformers, kind.model_class)
     try:
+        config = half_config(folder, model_class.config_class)
         model, report = model_class.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # transformers raises whatever its parsers do: OSError, ValueError, SafetensorError, ...
         raise CheckpointError(
@@ -236,6 +237,17 @@ def _load_model(folder: Path, kind: TowerKind, dtype: torch.dtype) -> Any:
             f"{kind.model_class}."
         )
     return model
+
+
+def half_config(folder: Path, config_class: Any) -> Any:
+    """Configuration of one half of a model. Where the folder holds the whole, the whole's projection width counts:
+    what its halves say of it is a default that nobody read.
+    """
+    config = config_class.from_pretrained(folder, local_files_only=True)
+    width = json.loads((folder / "config.json").read_text()).get("projection_dim")
+    if width is not None and hasattr(config, "projection_dim"):
+        config.projection_dim = width
+    return config
 
 
 def _describe(model: Any, kind: TowerKind, preprocessing: Preprocessing, name: str | None) -> EncoderSpec:

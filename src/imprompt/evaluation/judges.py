@@ -17,7 +17,7 @@ from imprompt.encoders.base import ImageEncoder
 from imprompt.encoders.cache import CachedEncoder, FeatureCache
 from imprompt.encoders.face import FaceEncoder
 from imprompt.encoders.preprocess import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, Preprocessing, prepare_pixels
-from imprompt.encoders.vision import FILES, VisionEncoder
+from imprompt.encoders.vision import FILES, VisionEncoder, half_config
 from imprompt.evaluation.errors import EvaluationError
 from imprompt.evaluation.mobilenet import JUDGE_SIZE, PACKAGE, feature_maps
 
@@ -101,7 +101,8 @@ class TextTower:
         """Load the text half of a CLIP's folder; its vision half is left out."""
         from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-        model = CLIPTextModelWithProjection.from_pretrained(folder, use_safetensors=True)
+        config = half_config(folder, CLIPTextModelWithProjection.config_class)
+        model = CLIPTextModelWithProjection.from_pretrained(folder, config=config, use_safetensors=True)
         return cls(model, AutoTokenizer.from_pretrained(folder))
 
     @torch.no_grad()

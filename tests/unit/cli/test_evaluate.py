@@ -1,0 +1,137 @@
+"""`imprompt evaluate` and `imprompt compare`: what is drawn is kept, what is measured can be compared."""
+
+import json
+import shutil
+
+import pytest
+
+from imprompt.evaluation import drawing
+from imprompt.evaluation.results import read_results
+from tests import tiny, tiny_judges
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    return tiny_judges.clip_folder(tmp_path_factory.mktemp("judge"))
+
+
+@pytest.fixture
+def references(tmp_path):
+    folder = tmp_path / "references"
+    folder.mkdir()
+    for number in range(2):
+        tiny.picture(seed=number).save(folder / f"subject-{number}.png")
+        (folder / f"subject-{number}.txt").write_text(f"subject {number}")
+    return folder
+
+
+@pytest.fixture
+def evaluate(embedded, run, references, clip):
+    """Evaluate the tiny model with the tiny judge; further options follow."""
+
+    def call(*options, metrics="clip_i,clip_t,diversity,near_copies,cmmd"):
+        said = ("--judge", f"clip={clip}", "--metrics", metrics, "--num-seeds", 2, "--steps", 1)
+        return run("evaluate", "folder", references, *said, *options)
+
+    return call
+
+
+def test_a_folder_is_drawn_measured_and_shown(evaluate, tmp_path):
+    code, out, err = evaluate("--scales", "0.5,1", "-o", "run")
+    assert code == 0, err
+    assert out.splitlines()[-1] == "run/report.html"
+    results = read_results(tmp_path / "run")
+    assert results.series() == [("adapter", 0.5), ("adapter", 1.0), ("text", 0.0), ("copy", 0.0)]
+    assert len(results.rows) == 2 * 2 * 2 + 2 * 2 + 2
+    copy = results.interval("clip_i", ("copy", 0.0))
+    assert copy is not None and copy.mean == pytest.approx(1, abs=1e-6)
+    adapter = results.interval("clip_t", ("adapter", 1.0))
+    assert adapter is not None and (adapter.num_values, adapter.num_groups) == (4, 2)
+    assert {row["metric"] for row in results.groups} == {"diversity"}
+    assert [row["num_pictures"] for row in results.sets] == [4, 4, 4]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 and "Over the weight" in page and "http" not in page
+
+
+def test_a_killed_evaluation_loses_and_repeats_nothing(evaluate, tmp_path, monkeypatch):
+    code, whole, err = evaluate("-o", "whole")
+    assert code == 0, err
+    drawn = []
+    save = drawing.save_png
+
+    def save_two_then_die(image, path, provenance):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(path.name)
+        save(image, path, provenance)
+
+    monkeypatch.setattr(drawing, "save_png", save_two_then_die)
+    assert evaluate("-o", "run", "--batch-size", 2)[0] == 130
+    monkeypatch.setattr(
+        drawing, "save_png", lambda image, path, said: (drawn.append(path.name), save(image, path, said))
+    )
+    damaged = tmp_path / "run" / "pictures" / drawn[0]
+    damaged.write_bytes(damaged.read_bytes()[:100])  # one that does not survive is drawn again
+    code, out, err = evaluate("-o", "run", "--batch-size", 2)
+    assert code == 0, err
+    assert len(drawn) == 2 + 1 + 6 and len(set(drawn)) == 8
+    assert out.splitlines()[:-1] == whole.splitlines()[:-1]
+
+
+def test_shares_are_drawn_apart_and_measured_together(evaluate, tmp_path):
+    code, out, _ = evaluate("--split", "1/2", "-o", "run")
+    assert code == 0 and out.startswith("4 pictures belong to other shares")
+    code, out, err = evaluate("--split", "2/2", "-o", "run")
+    assert code == 0 and out.endswith("run/report.html\n"), err
+
+
+def test_a_run_takes_no_pictures_of_another(evaluate, references):
+    assert evaluate("-o", "run", metrics="near_copies")[0] == 0
+    code, _, err = evaluate("-o", "run", "--guidance-scale", 2, metrics="near_copies")
+    assert code == 1 and "pictures of other settings" in err
+    tiny.picture(seed=9).save(references / "subject-0.png")
+    code, _, err = evaluate("-o", "run", metrics="near_copies")
+    assert code == 1 and "pictures of other references" in err
+
+
+def test_compare_tells_what_is_real(evaluate, run, tmp_path):
+    evaluate("-o", "before")
+    shutil.copytree(tmp_path / "before", tmp_path / "after")
+    file = tmp_path / "after" / "results.json"
+    content = json.loads(file.read_text())
+    for row in content["rows"]:
+        if row["arm"] == "adapter":
+            row["values"]["clip_i"] += 0.1
+    file.write_text(json.dumps(content))
+    code, out, err = run("compare", "before", "after")
+    assert code == 0, err
+    said = {tuple(line.split()[:2]): line for line in out.splitlines()}
+    assert said["CLIP-I", "adapter"].endswith("better") and "+0.1000" in said["CLIP-I", "adapter"]
+    assert said["CLIP-T", "adapter"].endswith("no real difference")
+    content["judges"]["clip"]["fingerprint"] = "another"
+    file.write_text(json.dumps(content))
+    code, _, err = run("compare", "before", "after")
+    assert code == 1 and "not the same network" in err
+    code, _, err = run("compare", "before", "nowhere")
+    assert code == 1 and "no results.json" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--metrics", "clip-i"), "did you mean 'clip_i'"),
+        (("--judge", "clip"), "expected NAME=VALUE"),
+        (("--split", "3/2"), "a share such as 1/4"),
+        (("--scales", "much"), "expected a number"),
+        (("--num-seeds", "0"), "expected 1 or more"),
+    ],
+)
+def test_wrong_options_are_told_in_a_sentence(evaluate, options, words):
+    code, _, err = evaluate(*options)
+    assert code == 1 and words in err
+
+
+def test_a_mean_below_the_bound_fails(evaluate):
+    assert evaluate("-o", "run", "--fail-under", "clip_i=-1")[0] == 0
+    code, _, err = evaluate("-o", "run", "--fail-under", "clip_i=1.01")
+    assert code == 1 and "wanted 1.01 or more" in err

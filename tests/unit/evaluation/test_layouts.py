@@ -1,0 +1,102 @@
+"""How pictures lie on disk, which cases they make, and what is drawn of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from imprompt.evaluation.errors import EvaluationError
+from imprompt.evaluation.items import items_of, share_of
+from imprompt.evaluation.layouts import read_coco, read_folder, read_style_content, read_subjects
+from imprompt.evaluation.metrics.table import metrics_named
+from imprompt.evaluation.protocols import PROTOCOLS, protocol_named
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), "red").save(path)
+    return path
+
+
+def test_a_folder_is_followed_alone_and_compared_with_its_captions(tmp_path: Path) -> None:
+    picture(tmp_path / "b.png"), picture(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("a red square\n")
+    first, second = read_folder(tmp_path, ())
+    assert (first.subject, first.prompt, first.caption) == ("a", "", "a red square")
+    assert (second.subject, second.caption) == ("b", "")
+    with_prompts = read_folder(tmp_path, ("on the moon", "in snow"))
+    assert [(case.subject, case.prompt, case.caption) for case in with_prompts[:2]] == [
+        ("a", "on the moon", "on the moon"),
+        ("a", "in snow", "in snow"),
+    ]
+
+
+def test_subjects_name_themselves_in_prompts(tmp_path: Path) -> None:
+    picture(tmp_path / "grey_sloth" / "1.png"), picture(tmp_path / "grey_sloth" / "0.png")
+    (case,) = read_subjects(tmp_path, ("a {subject} in snow",))
+    assert (case.prompt, case.references[0].name) == ("a grey sloth in snow", "0.png")
+
+
+def test_every_style_meets_every_content(tmp_path: Path) -> None:
+    picture(tmp_path / "style" / "ink.png"), picture(tmp_path / "style" / "oil.png")
+    (tmp_path / "content.txt").write_text("a cat\n\na dog\n")
+    cases = read_style_content(tmp_path, ())
+    assert [(case.subject, case.caption) for case in cases] == [
+        ("ink", "a cat"), ("ink", "a dog"), ("oil", "a cat"), ("oil", "a dog"),
+    ]  # fmt: skip
+    assert all(case.style == case.references[0] for case in cases)
+
+
+def test_coco_takes_the_caption_with_the_lowest_number(tmp_path: Path) -> None:
+    picture(tmp_path / "val2017" / "0007.jpg")
+    said = {
+        "images": [{"id": 7, "file_name": "0007.jpg"}],
+        "annotations": [
+            {"id": 9, "image_id": 7, "caption": "second"},
+            {"id": 3, "image_id": 7, "caption": " first "},
+        ],
+    }
+    file = tmp_path / "annotations" / "captions_val2017.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(said))
+    (case,) = read_coco(tmp_path, ())
+    assert (case.subject, case.prompt, case.caption) == ("7", "", "first")
+    file.write_text("{}")
+    with pytest.raises(EvaluationError, match="not COCO's"):
+        read_coco(tmp_path, ())
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [
+        (lambda folder: read_folder(folder, ()), "holds no pictures"),
+        (lambda folder: read_folder(folder / "none", ()), "there is no"),
+        (lambda folder: read_subjects(folder, ()), "has no prompts"),
+        (lambda folder: read_subjects(folder, ("a {subject}",)), "holds no folders"),
+        (lambda folder: read_style_content(folder, ()), "content.txt"),
+        (lambda folder: read_coco(folder, ()), "captions_val2017.json"),
+    ],
+)
+def test_wrong_folders_are_told_in_a_sentence(read, words: str, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=words):
+        read(tmp_path)
+
+
+def test_shares_are_the_whole_and_names_are_unique(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    items = items_of(read_folder(tmp_path, ("x", "y")), scales=(0.5, 1.0), num_seeds=2, seed=3, controls=True)
+    assert len(items) == 4 * (2 * 2 + 2 + 1)
+    shares = [item for index in range(3) for item in share_of(items, index, 3)]
+    assert {item.key for item in shares} == {item.key for item in items} and len(shares) == len(items)
+    assert len({item.key for item in items}) == len(items)
+    assert {item.seed for item in items if item.arm == "adapter"} == {3, 4}
+
+
+def test_every_protocol_measures_what_there_is() -> None:
+    for protocol in PROTOCOLS.values():
+        assert metrics_named(protocol.metrics)
+    with pytest.raises(EvaluationError, match="did you mean 'dreambench'"):
+        protocol_named("dreambensch")
+    with pytest.raises(EvaluationError, match="did you mean 'clip_i'"):
+        metrics_named(["clipi"])
