@@ -18,7 +18,7 @@ class Course(StrEnum):
 
 
 class Stage(StrEnum):
-    """Stages in the order in which they build on each other."""
+    """Stages in the order in which they build on each other; from ControlNet on, on the packaged base."""
 
     CLIP = "clip"
     VISION = "vision"
@@ -27,6 +27,10 @@ class Stage(StrEnum):
     UNET = "unet"
     ADAPTER_GLOBAL = "adapter-global"
     ADAPTER_PLUS = "adapter-plus"
+    CONTROLNET = "controlnet"
+    T2I_ADAPTER = "t2i-adapter"
+    LORA = "lora"
+    FINETUNE = "finetune"
 
 
 @app.command()
@@ -92,11 +96,16 @@ def snapshot() -> None:
 
 
 @app.command()
-def bundle() -> None:
+def bundle(
+    parts: Annotated[
+        bool, typer.Option("--parts", help="Only ControlNet, T2I-Adapter and LoRA; keep the base.")
+    ] = False,
+) -> None:
     """Package the newest weights in half precision, in diffusers' layout."""
     from imprompt.recipes.emoji import bundle as recipe
 
-    typer.echo(f"bundle: {recipe.run(recipe.default_config())}")
+    run = recipe.run_parts if parts else recipe.run
+    typer.echo(f"bundle: {run(recipe.default_config())}")
 
 
 @app.command()

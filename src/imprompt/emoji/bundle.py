@@ -6,6 +6,13 @@ from typing import Literal
 from imprompt.core.errors import BundleError
 
 AdapterName = Literal["global", "plus"]
+PartName = Literal["controlnet", "t2i_adapter", "lora"]
+
+PART_FILES: dict[PartName, str] = {
+    "controlnet": "diffusion_pytorch_model.safetensors",
+    "t2i_adapter": "diffusion_pytorch_model.safetensors",
+    "lora": "pytorch_lora_weights.safetensors",
+}
 
 ADAPTER_FILES: dict[AdapterName, str] = {
     "global": "ip-adapter_emoji.safetensors",
@@ -40,6 +47,24 @@ def adapter_file(name: AdapterName = "plus") -> Path:
     if not file.is_file():
         raise BundleError(f"the embedded adapter '{name}' is not at '{file}'; reinstall imprompt")
     return file
+
+
+def part_folder(name: PartName) -> Path:
+    """Folder of what others add to a base, trained for the embedded one, as diffusers' `from_pretrained` opens it.
+
+    Args:
+        name: `controlnet` follows edges (a `ControlNetModel`), `t2i_adapter` a grid of colours (a `T2IAdapter`), and
+            `lora` draws in sepia (`pipe.load_lora_weights`).
+
+    Raises:
+        BundleError: There is no such part, or it is not in this installation.
+    """
+    if name not in PART_FILES:
+        raise BundleError(f"the embedded model has no part '{name}'; expected one of {', '.join(PART_FILES)}")
+    folder = bundle_folder() / name
+    if not (folder / PART_FILES[name]).is_file():
+        raise BundleError(f"the embedded model's part '{name}' is not at '{folder}'; reinstall imprompt")
+    return folder
 
 
 def reference_pictures() -> dict[str, Path]:

@@ -15,16 +15,18 @@ from safetensors.torch import load_file, save_file
 
 from imprompt.adapter.checkpoint import load_adapter, save_adapter
 from imprompt.core.errors import BundleError
-from imprompt.emoji.bundle import ADAPTER_FILES
+from imprompt.emoji.bundle import ADAPTER_FILES, PART_FILES
 from imprompt.emoji.styles import STYLES
 from imprompt.recipes.emoji import dataset
-from imprompt.recipes.emoji.card import model_card, notice
+from imprompt.recipes.emoji.card import model_card, notice, read_figures, read_quality
 from imprompt.recipes.emoji.paths import cache_folder, earlier_figures_file, models_folder, quality_file
 from imprompt.recipes.emoji.pipeline import build_pipeline
 from imprompt.recipes.emoji.sources import slug
 
-LIMIT_BYTES = 32_000_000
+LIMIT_BYTES = 48_000_000
 NUM_REFERENCES = 24
+PART_STAGES = ("controlnet-", "t2i_adapter-", "lora-")
+"""How the runs begin that train parts on a packaged base; its fingerprint follows."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,44 @@ def run(config: BundleConfig) -> Path:
     shutil.rmtree(building, ignore_errors=True)
     _write_pipeline(models, building)
     _write_adapters(models, building)
+    write_parts(building, packaged=config.target)
     _write_references(building)
-    _write_texts(building)
+    _write_texts(building, packaged=config.target)
     _check(building)
     shutil.rmtree(config.target, ignore_errors=True)
     building.rename(config.target)
     return config.target
+
+
+def run_parts(config: BundleConfig) -> Path:
+    """Put what was trained on the packaged base beside it: ControlNet, T2I-Adapter, LoRA. The base stays as it is.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        BundleError: The whole is larger than what ships.
+    """
+    card = config.target / "README.md"
+    text = card.read_text()
+    write_parts(config.target, packaged=config.target)
+    card.write_text(model_card(read_figures(text) | _part_figures(training_figures()), read_quality(text)))
+    (config.target / "NOTICE").write_text(notice())
+    _check(config.target)
+    return config.target
+
+
+def write_parts(target: Path, *, packaged: Path) -> None:
+    """Write each part in half precision: as it was trained last, else as it is packaged already."""
+    for name, file in PART_FILES.items():
+        sources = [folder / name for folder in (models_folder(), packaged) if (folder / name / file).is_file()]
+        if not sources or sources[0] == target / name:
+            continue
+        shutil.rmtree(target / name, ignore_errors=True)
+        shutil.copytree(sources[0], target / name)
+        _halve(target / name / file)
+        for settings in (target / name).glob("config.json"):
+            _clean(settings)
 
 
 def _write_pipeline(models: Path, target: Path) -> None:
@@ -117,9 +151,10 @@ def _write_references(target: Path) -> None:
         Image.fromarray(pictures.images[index]).save(target / "references" / f"{name}.png", optimize=True)
 
 
-def _write_texts(target: Path) -> None:
-    quality = _read_quality()
-    (target / "README.md").write_text(model_card(training_figures(), quality))
+def _write_texts(target: Path, *, packaged: Path) -> None:
+    card = packaged / "README.md"
+    parts = _part_figures(read_figures(card.read_text())) if card.is_file() else {}
+    (target / "README.md").write_text(model_card(parts | training_figures(), _read_quality()))
     (target / "NOTICE").write_text(notice())
 
 
@@ -134,6 +169,10 @@ def training_figures() -> dict[str, dict[str, Any]]:
             name = f"{name}, before"
         figures[name] = last
     return dict(sorted(figures.items()))
+
+
+def _part_figures(figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: last for name, last in figures.items() if name.startswith(PART_STAGES)}
 
 
 def _read_quality() -> str:

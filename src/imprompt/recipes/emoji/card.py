@@ -15,7 +15,8 @@ tags: [image-prompt, ip-adapter, emoji]
 # imprompt emoji
 
 A text-to-image model in Stable Diffusion's shape, small enough to travel inside a package, with two image prompt
-adapters. It draws things (animals, food, places, activities, objects) as 64 x 64 pictures in eight emoji styles.
+adapters, a ControlNet, a T2I-Adapter and a LoRA. It draws things (animals, food, places, activities, objects) as
+64 x 64 pictures in eight emoji styles.
 
 | part | class | what it is |
 |---|---|---|
@@ -25,6 +26,9 @@ adapters. It draws things (animals, food, places, activities, objects) as 64 x 6
 | `unet` | `UNet2DConditionModel` | channels 96 and 192, cross-attention at both levels, seven sites |
 | `adapters/ip-adapter_emoji.safetensors` | | 4 tokens of the pooled embedding |
 | `adapters/ip-adapter-plus_emoji.safetensors` | | 16 tokens of the patches of the penultimate layer |
+| `controlnet` | `ControlNetModel` | follows edges: white lines on black |
+| `t2i_adapter` | `T2IAdapter` | follows a grid of 4 x 4 mean colours |
+| `lora` | peft LoRA of rank 8 | draws in sepia: brown ink on cream paper |
 
 Captions read "red apple, noto style emoji"; the words for the styles are {words}.
 
@@ -42,7 +46,9 @@ style) pairs; no part of this model saw them. `references/` holds some of the fo
 `imprompt emoji bundle`. The vision tower is trained against captions and distilled from EfficientNet-Lite0 (ImageNet);
 the denoiser predicts velocities under zero terminal SNR, and its text tower is trained on with it; the adapters are
 trained as in arXiv 2308.06721: frozen base, keys and values started from the text's, image, text and both dropped 5 %
-each.
+each. On the packaged base follow `imprompt emoji train controlnet | t2i-adapter | lora | finetune`, all without image
+prompts; `imprompt emoji bundle --parts` packages the first three. Digits behind a stage's name are the first of the
+hash of the base that it was trained on.
 
 {figures}
 
@@ -78,8 +84,9 @@ def notice() -> str:
         "The weights in this folder were trained on, and the pictures in references/ are, drawings by\n\n"
         + "\n".join(lines)
         + "\n\nrendered at 64 x 64 pixels on white. Names and search words of the subjects come from the Unicode\n"
-        "CLDR, through the npm package emojibase-data (MIT). The vision tower was distilled from EfficientNet-Lite0\n"
-        "(Apache-2.0). Licence texts: https://www.apache.org/licenses/LICENSE-2.0,\n"
+        "CLDR, through the npm package emojibase-data (MIT). Those in lora/ were trained on the same\n"
+        "drawings recoloured in brown and cream. The vision tower was distilled from EfficientNet-Lite0 (Apache-2.0).\n"
+        "Licence texts: https://www.apache.org/licenses/LICENSE-2.0,\n"
         "https://creativecommons.org/licenses/by/4.0/, https://opensource.org/license/mit.\n"
     )
 
@@ -103,3 +110,9 @@ def read_figures(card: str) -> dict[str, dict[str, Any]]:
         name: {"step": int(steps.replace(",", "")), "samples": int(samples.replace(",", "")), "loss": float(loss)}
         for name, steps, samples, loss in rows
     }
+
+
+def read_quality(card: str) -> str:
+    """Table of measured quality as `model_card` wrote it into a card; empty where none was."""
+    section = card.partition("## Measured quality")[2].partition("## Licence")[0].strip()
+    return section + "\n" if section.startswith("|") else ""

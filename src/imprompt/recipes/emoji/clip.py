@@ -218,9 +218,9 @@ class CLIPTask:
             stream.write(f"{step} {retrieval(self.model.vision, self.model.text, self.pictures)}\n")
 
 
-def tokenise(texts: tuple[str, ...]) -> Int[Tensor, "texts length"]:
-    """Token ids, padded as the pipeline pads prompts."""
-    tokens = load_tokenizer()(list(texts), padding="max_length", truncation=True, max_length=MAX_LENGTH)
+def tokenise(texts: tuple[str, ...], folder: Path | None = None) -> Int[Tensor, "texts length"]:
+    """Token ids, padded as the pipeline pads prompts, by the tokenizer in a folder; by default the recipe's own."""
+    tokens = load_tokenizer(folder)(list(texts), padding="max_length", truncation=True, max_length=MAX_LENGTH)
     return torch.tensor(tokens.input_ids)
 
 

@@ -1,6 +1,7 @@
 """Examples for the denoiser and for adapters: noisy latents, what to predict, and a caption."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +11,7 @@ from imprompt.recipes.emoji.captions import caption_table
 from imprompt.recipes.emoji.clip import tokenise
 from imprompt.recipes.emoji.dataset import EmojiPictures
 from imprompt.recipes.emoji.latents import latent_views
+from imprompt.recipes.emoji.looks import Look
 from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import build_scheduler
 from imprompt.training.objective import add_noise, diffusion_loss, draw_timesteps, snr_weights, training_target
@@ -54,12 +56,19 @@ class NoisyBatch:
 class DiffusionExamples:
     """The training pictures as latents of several views, and their captions as token ids."""
 
-    def __init__(self, pictures: EmojiPictures) -> None:
-        """Load, or compute once, what the finished autoencoder makes of the pictures; tokenise the captions."""
+    def __init__(self, pictures: EmojiPictures, models: Path | None = None, look: Look | None = None) -> None:
+        """Load, or compute once, what the finished autoencoder makes of the pictures; tokenise the captions.
+
+        Args:
+            pictures: What is drawn.
+            models: Folder with `vae` and `tokenizer`; the finished stages' by default.
+            look: What is done to the pictures' colours, if anything.
+        """
+        models = models or models_folder()
         self.members = torch.from_numpy(pictures.split("train"))
-        self.latents = latent_views(models_folder() / "vae", pictures)
+        self.latents = latent_views(models / "vae", pictures, look)
         self.captions = caption_table(pictures)
-        self.token_ids = tokenise(self.captions.texts)
+        self.token_ids = tokenise(self.captions.texts, models / "tokenizer")
         scheduler = build_scheduler()
         self.alphas_cumprod = scheduler.alphas_cumprod
         self.prediction_type = scheduler.config["prediction_type"]

@@ -17,6 +17,7 @@ from imprompt.core.files import atomic_write, sha256_file
 from imprompt.recipes.emoji.augment import may_mirror, mirror, normalise, shift, to_tensor
 from imprompt.recipes.emoji.clip import IMAGE_SIZE
 from imprompt.recipes.emoji.dataset import EmojiPictures
+from imprompt.recipes.emoji.looks import Look
 from imprompt.recipes.emoji.paths import cache_folder
 from imprompt.training.order import generator_at
 
@@ -37,17 +38,31 @@ def view(pictures: EmojiPictures, number: int) -> Tensor:
     return images
 
 
-def latent_views(vae_folder: Path, pictures: EmojiPictures) -> Float[Tensor, "views pictures channels height width"]:
-    """Scaled latents of all views, kept in a file that is named by the encoder's weights and the number of pictures."""
-    name = f"latents-{_fingerprint(vae_folder)}-{len(pictures.images)}"
-    return _cached(name, lambda: _encode_views(AutoencoderTiny.from_pretrained(vae_folder), pictures))
+def latent_views(
+    vae_folder: Path, pictures: EmojiPictures, look: Look | None = None
+) -> Float[Tensor, "views pictures channels height width"]:
+    """Scaled latents of all views, kept in a file that is named by the encoder's weights and the number of pictures.
+
+    Args:
+        vae_folder: Folder of the autoencoder.
+        pictures: What is encoded.
+        look: What is done to the colours of all of them; the file is named by it as well.
+    """
+    kind = "latents" if look is None else f"latents-{look.name}"
+    name = f"{kind}-{_fingerprint(vae_folder)}-{len(pictures.images)}"
+    return _cached(
+        name,
+        lambda: _encode_views(AutoencoderTiny.from_pretrained(vae_folder, torch_dtype=torch.float32), pictures, look),
+    )
 
 
 @torch.no_grad()
-def _encode_views(vae: AutoencoderTiny, pictures: EmojiPictures) -> Tensor:
+def _encode_views(vae: AutoencoderTiny, pictures: EmojiPictures, look: Look | None) -> Tensor:
     views = []
     for number in range(NUM_VIEWS):
-        parts = tqdm(view(pictures, number).split(64), desc=f"latents of view {number}", mininterval=10)
+        images = view(pictures, number)
+        images = images if look is None else look(images)
+        parts = tqdm(images.split(64), desc=f"latents of view {number}", mininterval=10)
         latents = torch.cat([vae.encoder(normalise(part)) for part in parts])
         views.append(latents * vae.config["scaling_factor"])
     return torch.stack(views)

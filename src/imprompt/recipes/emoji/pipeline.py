@@ -71,8 +71,18 @@ def draw(
     num_steps: int = 20,
     guidance_scale: float = 4.0,
     seed: int = 0,
+    **options: Any,
 ) -> torch.Tensor:
-    """One picture in [-1, 1] for each prompt, each from noise of its own that depends on the seed alone."""
+    """One picture in [-1, 1] for each prompt, each from noise of its own that depends on the seed alone.
+
+    Args:
+        pipeline: Any pipeline that draws from prompts.
+        prompts: One for each picture.
+        num_steps: Of the sampler.
+        guidance_scale: Classifier-free guidance.
+        seed: Of the first picture; each has the next one.
+        **options: What else the pipeline is called with.
+    """
     pipeline.to(pipeline.unet.device)
     generators = [torch.Generator().manual_seed(seed + number) for number in range(len(prompts))]
     images = pipeline(
@@ -81,5 +91,6 @@ def draw(
         guidance_scale=guidance_scale,
         generator=generators,
         output_type="pt",
+        **options,
     ).images
     return images.cpu() * 2 - 1

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from imprompt.recipes.emoji import adapters, autoencoder, clip, unet
+from imprompt.recipes.emoji import adapters, autoencoder, clip, custom, structure, unet
 
 STAGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Path]]] = {
     "clip": (clip.default_config, clip.run),
@@ -15,6 +15,10 @@ STAGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Path]]] = {
     "unet": (unet.default_config, unet.run),
     "adapter-global": (lambda: adapters.default_config("global"), adapters.run),
     "adapter-plus": (lambda: adapters.default_config("plus"), adapters.run),
+    "controlnet": (lambda: structure.default_config("controlnet"), structure.run),
+    "t2i-adapter": (lambda: structure.default_config("t2i_adapter"), structure.run),
+    "lora": (lambda: custom.default_config("lora"), custom.run),
+    "finetune": (lambda: custom.default_config("finetune"), custom.run),
 }
 
 

@@ -65,9 +65,9 @@ def corpus() -> list[str]:
     return texts + 100 * words + 100 * [template.format(name="") for template in PLAIN]
 
 
-def load_tokenizer() -> CLIPTokenizer:
-    """The recipe's tokenizer, trained on first use."""
-    folder = tokenizer_folder()
+def load_tokenizer(folder: Path | None = None) -> CLIPTokenizer:
+    """The tokenizer in a folder, by default the recipe's, trained where there is none yet."""
+    folder = folder or tokenizer_folder()
     if not (folder / "tokenizer_config.json").exists():
         save_tokenizer(train_tokenizer(corpus()), folder)
     return CLIPTokenizer.from_pretrained(folder)

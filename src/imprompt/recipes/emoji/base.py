@@ -1,0 +1,52 @@
+"""The packaged base, on which ControlNet, T2I-Adapter, LoRA and fine-tuning are trained.
+
+They are trained on what users have, and not on what a running stage has reached: the image prompt adapters that ship
+were trained on it too, and shall work on all of them unchanged.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from imprompt.core.files import sha256_file
+from imprompt.emoji.bundle import bundle_folder
+from imprompt.generation.pipelines import load_pipeline
+from imprompt.recipes.emoji.paths import stage_folder
+from imprompt.recipes.emoji.unet import Denoiser
+
+
+def base_fingerprint() -> str:
+    """First digits of the hash of the packaged denoiser's weights."""
+    return sha256_file(bundle_folder() / "unet" / "diffusion_pytorch_model.safetensors")[:8]
+
+
+def run_folder(stage: str) -> Path:
+    """Run folder of a stage on the packaged base; another base begins another run."""
+    return stage_folder(f"{stage}-{base_fingerprint()}")
+
+
+def load_base() -> Denoiser:
+    """The packaged denoiser and its text tower in single precision, frozen."""
+    unet = UNet2DConditionModel.from_pretrained(bundle_folder() / "unet", torch_dtype=torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(bundle_folder() / "text_encoder", dtype=torch.float32)
+    return Denoiser(unet, text_encoder).requires_grad_(False).eval()
+
+
+def base_pipeline(kind: Any = None, unet: UNet2DConditionModel | None = None, **parts: Any) -> Any:
+    """A pipeline of the packaged parts.
+
+    Args:
+        kind: Class of the pipeline; `StableDiffusionPipeline` by default.
+        unet: In place of the packaged denoiser.
+        **parts: What the class takes beside the packaged parts, such as `controlnet`.
+    """
+    pipeline = load_pipeline(device="cpu", dtype=torch.float32)
+    if unet is not None:
+        pipeline.unet = unet
+    if kind is not None:
+        pipeline = kind(**pipeline.components, requires_safety_checker=False, **parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
