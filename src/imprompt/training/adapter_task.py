@@ -20,6 +20,7 @@ from imprompt.core.errors import CheckpointError, EncoderMismatch
 from imprompt.encoders.base import Layer
 from imprompt.encoders.vision import VisionEncoder
 from imprompt.training.bases import FrozenBase, Texts
+from imprompt.training.feedback import Feedback
 from imprompt.training.inputs import CROP, FEATURES, AdapterBatch, AdapterInputs
 from imprompt.training.noise import NoiseProcess
 from imprompt.training.order import BatchOrder
@@ -36,7 +37,11 @@ class AdapterTask:
         inputs: What makes batches, in whichever process.
         num_examples: Samples of an epoch.
         order: Which samples each step takes.
+        attachment: The bond between the two.
+        feedback: What is measured and drawn between steps; None for nothing.
     """
+
+    feedback: Feedback | None = None
 
     def __init__(
         self,
@@ -108,8 +113,8 @@ class AdapterTask:
         return batch.with_references(permutation)
 
     def preview(self, step: int) -> Mapping[str, float] | None:
-        """Nothing: what is measured and drawn is the run's to say; see `imprompt.training.run`."""
-        return None
+        """Whatever feedback is due; see `imprompt.training.feedback`."""
+        return None if self.feedback is None else self.feedback.after(step)
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Write the adapter in the official layout, and read it back; see `imprompt.training.task.Exports`.
@@ -129,10 +134,6 @@ class AdapterTask:
             raise CheckpointError(
                 f"'{path}' does not hold what was written ({wrong[0] if wrong else 'its spec'} differs); check the disk"
             )
-
-    def close(self) -> None:
-        """Take the adapter off its base."""
-        self.attachment.detach()
 
     def _clean(self, batch: AdapterBatch) -> Float[Tensor, "rows channels height width"]:
         targets = batch.targets

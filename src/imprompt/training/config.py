@@ -52,7 +52,7 @@ class AdapterConfig(Part):
         image_encoder: Folder or hub repository of the frozen image encoder; None takes the base's own, or the one the
             published adapter of this kind and base was trained with.
         encoder_name: What messages call that encoder; None takes the name under which it is published.
-        face_encoder: Folder of the face networks that FaceID adapters read; nothing is downloaded.
+        face_networks: Folder of the face networks that FaceID adapters read; nothing is downloaded.
         initial: An adapter that `load_adapter` reads, to go on from; None begins a new one whose keys and values are
             copies of the text's where the family has them.
         inner_width: Width inside the resampler of a "plus"; None takes the tokens' own, at most 1280 as published.
@@ -64,7 +64,7 @@ class AdapterConfig(Part):
     num_tokens: Count | None = None
     image_encoder: str | None = None
     encoder_name: str | None = None
-    face_encoder: Path | None = None
+    face_networks: Path | None = None
     initial: str | None = None
     inner_width: Count | None = None
     lora_rank: Annotated[int, Field(ge=0)] = 128

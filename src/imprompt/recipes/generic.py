@@ -1,0 +1,18 @@
+"""Adapters of any other base that training can ask: give `base.path`."""
+
+from imprompt.core.published import SIGLIP
+from imprompt.recipes.common import published
+from imprompt.training.config import AdapterKind, BaseModelConfig, DataConfig, TrainConfig
+
+NOWHERE = "give base.path=FOLDER"
+
+
+def recipe(kind: AdapterKind) -> TrainConfig:
+    """512 pixels and the published hyper-parameters; the objective is read from the base's scheduler."""
+    return published(
+        "generic",
+        kind,
+        base=BaseModelConfig(path=NOWHERE),
+        encoder=SIGLIP,
+        data=DataConfig(resolution=512),
+    )

@@ -1,0 +1,294 @@
+"""A run from its configuration: base, adapter, data and feedback put together, trained, and the adapter handed on."""
+
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from imprompt.adapter.adapter import Adapter
+from imprompt.core.files import atomic_write
+from imprompt.encoders.face import FaceEncoder
+from imprompt.encoders.vision import VisionEncoder
+from imprompt.prompts.image_prompt import ImagePrompt
+from imprompt.training.adapter_task import AdapterTask, file_name, null_features
+from imprompt.training.bases import FrozenBase, load_base
+from imprompt.training.checkpointing import EXPORT, newest_checkpoint
+from imprompt.training.config import TrainConfig
+from imprompt.training.data.buckets import Buckets, plan_buckets
+from imprompt.training.data.manifest import Manifest, is_manifest, open_manifest
+from imprompt.training.data.quarantine import Quarantine
+from imprompt.training.distributed import Processes, connect, shard_frozen
+from imprompt.training.features.store import FeatureStore
+from imprompt.training.feedback import Feedback
+from imprompt.training.initial import initial_adapter
+from imprompt.training.inputs import FEATURES, AdapterInputs, ReferenceSource, TargetSource
+from imprompt.training.loop import RunOptions, Trainer
+from imprompt.training.noise import noise_process
+from imprompt.training.order import BatchOrder, generator_at
+from imprompt.training.overrides import ConfigError
+from imprompt.training.report import CONFIG, QUARANTINE, write_report
+from imprompt.training.sheets import SheetPainter, SheetReference, plan_sheet
+from imprompt.training.sources import CachedReferences, CachedTargets, PictureReferences, PictureTargets
+from imprompt.training.stores import LATENTS, encoder_folder, jobs_of, open_stores
+from imprompt.training.validation import plan_validation
+
+MANIFEST = "manifest.parquet"
+NUM_SHEET_REFERENCES = 4
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run leaves.
+
+    Attributes:
+        step: Steps taken since it began.
+        adapter: The adapter's file, in the official layout.
+    """
+
+    step: int
+    adapter: Path
+
+
+def train(config: TrainConfig) -> Finished:
+    """Train, or go on training; see `imprompt.training.loop.Trainer.train`.
+
+    Args:
+        config: The whole run, as a recipe returns it.
+
+    Raises:
+        ConfigError: The configuration names no data, or leaves some needed thing out.
+        ImpromptError: Base, data or encoder cannot be used, or the run cannot go on.
+    """
+    run = Run(config)
+    if run.processes.is_main:
+        save_config(config)
+    with run.task.attachment:
+        step = Trainer(run.task, config.loop, config.optimizer, run.options).train()
+        path = run.processes.on_main(run.hand_on)
+    return Finished(step, path or run.adapter_file)
+
+
+class Run:
+    """Everything that a run is made of, each made when it is first wanted."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Take a configuration; nothing is loaded yet."""
+        if config.data.source is None:
+            raise ConfigError("no pictures to train on; give data.source=FOLDER (or tars, parquet, JSON, a manifest)")
+        self.config = config
+
+    @cached_property
+    def processes(self) -> Processes:
+        """This process among those that train together."""
+        return connect(self.config.loop.device)
+
+    @cached_property
+    def base(self) -> FrozenBase:
+        """The frozen base."""
+        return load_base(self.config.base, self.processes.device, guidance=self.config.objective.guidance)
+
+    @cached_property
+    def encoder(self) -> VisionEncoder | None:
+        """The image encoder, where the adapter reads one."""
+        if self.config.adapter.kind == "faceid":
+            return None
+        dtype = getattr(torch, self.config.base.dtype)
+        encoder = VisionEncoder.from_folder(encoder_folder(self.config), dtype=dtype, device=self.processes.device)
+        name = self.config.adapter.encoder_name
+        return encoder if name is None else VisionEncoder(encoder.model, encoder.preprocessing, name=name)
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """What is trained, as the seed makes it."""
+        config = self.config
+        with torch.random.fork_rng():
+            torch.manual_seed(generator_at(config.loop.seed, "adapter").initial_seed())
+            spec = None if self.encoder is None else self.encoder.spec
+            return initial_adapter(config.adapter, self.base.denoiser, spec, config.recipe.partition("-")[0])
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """All samples."""
+        config = self.config
+        target = config.loop.output / MANIFEST
+        source = config.data.source
+        assert source is not None
+        made = self.processes.on_main(lambda: open_manifest(source, target, bad_samples=config.data.bad_samples))
+        return made or Manifest.read(source if is_manifest(source) else target)
+
+    @cached_property
+    def stores(self) -> dict[str, FeatureStore]:
+        """Features that were computed once; what was missing is there now."""
+        jobs = jobs_of(self.config, self.adapter.spec)
+        made = self.processes.on_main(lambda: open_stores(self.config, self.manifest, jobs, compute=True))
+        return made or open_stores(self.config, self.manifest, jobs, compute=False)
+
+    @cached_property
+    def buckets(self) -> Buckets:
+        """Which shape every picture is brought to."""
+        return plan_buckets(self.manifest.sizes, self.config.data)
+
+    def members(self, split: str) -> Int[Tensor, " members"]:
+        """Numbers of a split's samples that all features are there of."""
+        numbers = self.manifest.split(split)
+        for store in self.stores.values():
+            numbers = numbers[store.available[numbers]]
+        return numbers
+
+    @cached_property
+    def validation_members(self) -> Int[Tensor, " members"]:
+        """The fixed validation: the first samples of its split, spread over the manifest."""
+        numbers = self.members("validation")
+        most = self.config.validation.num_samples
+        return numbers if len(numbers) <= most else numbers[torch.arange(most) * len(numbers) // most]
+
+    @cached_property
+    def inputs(self) -> AdapterInputs:
+        """What makes batches."""
+        config = self.config
+        members = torch.cat([self.members("train"), self.validation_members])
+        return AdapterInputs(
+            manifest=self.manifest,
+            members=members,
+            successors=successors(self.buckets.bucket_of[members]),
+            quarantine=Quarantine(config.loop.output / QUARANTINE, config.data.bad_samples, len(self.manifest)),
+            targets=self._targets(),
+            references=self._references(),
+            noise=noise_process(self.base.scheduler, config.objective),
+            token_side=self.base.patch,
+            dropout=config.dropout,
+            mode=config.data.references,
+            num_references=config.data.num_references,
+            prompt_template=config.data.prompt_template,
+        )
+
+    @cached_property
+    def task(self) -> AdapterTask:
+        """What the loop trains."""
+        config = self.config
+        trained = self.members("train")
+        order = BatchOrder(self.buckets.bucket_of[trained], config.loop.batch_size, config.loop.seed)
+        task = AdapterTask(
+            self.adapter,
+            self.base,
+            self.inputs,
+            order,
+            num_examples=len(trained),
+            nulls=null_features(self.adapter.spec, self.encoder),
+            encoder=self.encoder,
+        )
+        task.feedback = self._feedback(task)
+        if config.base.shard:
+            shard_frozen(self.base.denoiser, self.processes)
+        return task
+
+    @property
+    def options(self) -> RunOptions:
+        """What the loop notes down, and when it asks for feedback."""
+        feedback = self.task.feedback
+        return RunOptions(
+            num_workers=self.config.data.num_workers,
+            preview_every=0 if feedback is None else feedback.every,
+            preview_everywhere=True,
+            data=self.manifest.hash,
+            config=self.config.model_dump(mode="json"),
+        )
+
+    @property
+    def adapter_file(self) -> Path:
+        """Where the trained adapter is handed on."""
+        return self.config.loop.output / f"{file_name(self.adapter.spec)}.safetensors"
+
+    def hand_on(self) -> Path:
+        """Copy the newest checkpoint's adapter out of it, for users to take away, and write the last report."""
+        checkpoint = newest_checkpoint(self.config.loop.output / "checkpoints")
+        assert checkpoint is not None
+        with atomic_write(self.adapter_file) as path:
+            shutil.copy(checkpoint / EXPORT / self.adapter_file.name, path)
+        write_report(self.config.loop.output)
+        return self.adapter_file
+
+    def _targets(self) -> TargetSource:
+        base, config = self.base, self.config
+        shape = {"latent_channels": base.latent_channels, "pixels_per_latent": base.pixels_per_latent}
+        if LATENTS in self.stores:
+            return CachedTargets(
+                self.stores[LATENTS], self.manifest.sizes, self.buckets, mirror=config.data.mirror, **shape
+            )
+        return PictureTargets(
+            self.manifest, self.buckets, num_views=config.data.num_views, mirror=config.data.mirror, **shape
+        )
+
+    def _references(self) -> ReferenceSource:
+        stores = {name: store for name, store in self.stores.items() if name != LATENTS}
+        if FEATURES in stores:
+            return CachedReferences(stores)
+        assert self.encoder is not None
+        data = self.config.data
+        return PictureReferences(
+            self.manifest, FEATURES, self.encoder.preprocessing, data.reference_crop, data.mirror, stores
+        )
+
+    def _feedback(self, task: AdapterTask) -> Feedback:
+        config = self.config.validation
+        members = self.validation_members
+        first = len(self.inputs.members) - len(members)
+        samples = first + torch.arange(len(members))
+        size = self.config.loop.micro_batch_size or self.config.loop.batch_size
+        plan = plan_validation(samples, self.buckets.bucket_of[members], groups_of(self.manifest, members), size)
+        return Feedback(
+            task=task,
+            adapter=self.adapter,
+            folder=self.config.loop.output,
+            processes=self.processes,
+            plan=plan if len(members) > 1 else None,
+            painter=self._painter(task, members[:NUM_SHEET_REFERENCES].tolist()),
+            validate_every=config.every,
+            sheet_every=config.sheet_every,
+            report_every=self.config.loop.checkpoint_every,
+            num_buckets=config.num_buckets,
+            draws_everywhere=self.config.base.shard,
+        )
+
+    def _painter(self, task: AdapterTask, numbers: list[int]) -> SheetPainter | None:
+        config = self.config
+        if not config.validation.sheet_every or not (numbers or config.validation.references):
+            return None
+        faces = config.adapter.face_networks
+        samples = [
+            SheetReference(ImagePrompt(self.manifest.image(number)), tuple(self.manifest.captions(number)[:1]))
+            for number in numbers
+        ]
+        return SheetPainter(
+            self.base.pipeline(),
+            plan_sheet(config.validation, samples, size=config.data.resolution),
+            image_encoder=self.encoder,
+            face_encoder=None if faces is None else FaceEncoder.from_folder(faces),
+            training=task.attachment,
+        )
+
+
+def successors(buckets: Int[Tensor, " members"]) -> Int[Tensor, " members"]:
+    """For each member the next one of its bucket, after the last one the first."""
+    following = torch.empty_like(buckets)
+    for bucket in buckets.unique():
+        places = (buckets == bucket).nonzero()[:, 0]
+        following[places] = places.roll(-1)
+    return following
+
+
+def groups_of(manifest: Manifest, members: Int[Tensor, " members"]) -> Int[Tensor, " members"]:
+    """A number for each group of pictures that may stand for one another; a picture in none is one of its own."""
+    names = [manifest.table["group"][number].as_py() or f"\n{number}" for number in members.tolist()]
+    numbers = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([numbers[name] for name in names], dtype=torch.long)
+
+
+def save_config(config: TrainConfig) -> None:
+    """Write the resolved configuration into the run's folder; `imprompt train FILE` takes it up again."""
+    with atomic_write(config.loop.output / CONFIG) as path:
+        path.write_text(config.model_dump_json(indent=2) + "\n")
