@@ -29,6 +29,7 @@ COMMANDS = {
     "inspect": "Tell what an adapter file is, and what it fits.",
     "convert": "Write an adapter in another layout, verified.",
     "doctor": "Check the installation, and whether an adapter, a base and an encoder belong together.",
+    "report": "Write the page of a training run: curves, contact sheets, settings.",
     "emoji": "Build, train and measure the embedded model.",
 }
 

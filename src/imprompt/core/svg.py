@@ -9,11 +9,11 @@ from typing import TypeAlias
 Number: TypeAlias = int | float
 
 WIDTH, HEIGHT = 560, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 40, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 28, 40, 40
 _INK, _FAINT, _RULE = "#1f2328", "#59636e", "#e4e7eb"
 _LINE = "#1f5fbf"
 _FONT = "font-family='system-ui, sans-serif'"
-_NAMES_WIDTH = 66  # of the column of names, where there are several curves
+_NAMES_WIDTH = 60  # of the column of names, where there are several curves
 _LOG_FROM = 100.0  # an axis is logarithmic where its values span more than this factor
 
 
@@ -93,7 +93,7 @@ def curve_chart(title: str, curves: Sequence[Curve], *, unit: str = "", zero: bo
         f"<title>{escape(title)}</title>",
         f"<rect width='{WIDTH}' height='{HEIGHT}' fill='#ffffff'/>",
         f"<text x='16' y='22' font-size='14' font-weight='600' fill='{_INK}'>{escape(title)}"
-        f"<tspan font-weight='400' fill='{_FAINT}'> {escape(unit)}</tspan></text>",
+        f"<tspan dx='8' font-weight='400' fill='{_FAINT}'>{escape(unit)}</tspan></text>",
         *_grid(across, up, zero),
         *(_band(curve, across, up) for curve in curves),
         *(_line(curve, across, up) for curve in curves),
@@ -105,9 +105,13 @@ def curve_chart(title: str, curves: Sequence[Curve], *, unit: str = "", zero: bo
 
 def round_numbers(low: Number, high: Number, most: int = 6) -> list[Number]:
     """At most `most` multiples of 1, 2 or 5 times a power of ten from low to high."""
-    rough = (high - low) / (most - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    steps = (factor * power for factor in (1, 2, 5, 10, 20))
+    multiples = (_multiples(low, high, step) for step in steps)
+    return next(each for each in multiples if len(each) <= most)
+
+
+def _multiples(low: Number, high: Number, step: Number) -> list[float]:
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [number * step for number in range(first, last + 1)]
 

@@ -71,10 +71,12 @@ class Feedback:
         figures: Mapping[str, float] = {}
         if self.plan is not None and _is_due(step, self.validate_every):
             figures = named_figures(validate(self.task, self.plan, self.processes), self.num_buckets)
-        if self.painter is not None and _is_due(step, self.sheet_every):
+        is_drawn = self.painter is not None and _is_due(step, self.sheet_every)
+        if self.painter is not None and is_drawn:
             draw = partial(self._draw, self.painter, step)
             _ = draw() if self.draws_everywhere else self.processes.on_main(draw)
-        self.processes.on_main(lambda: write_report(self.folder, [{"step": step, **figures}]))
+        if figures or is_drawn or _is_due(step, self.report_every):
+            self.processes.on_main(lambda: write_report(self.folder, [{"step": step, **figures}]))
         return figures
 
     def _draw(self, painter: SheetPainter, step: int) -> None:
