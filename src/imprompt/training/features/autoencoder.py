@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from imprompt.core.errors import CheckpointError, first_line
 from imprompt.training.bases.frozen import scaled
@@ -53,8 +53,8 @@ def encode_latents(
     if not bool(latents.isfinite().all()) and vae.dtype != torch.float32:
         dtype = vae.dtype
         logger.info("latents exceed %s; a batch is encoded again in float32", dtype)
-        latents = _encoded(vae.float(), pixels)
-        vae.to(dtype)  # nothing is lost: every float16 and bfloat16 is a float32
+        latents = _encoded(nn.Module.float(vae), pixels)
+        nn.Module.to(vae, dtype)  # nothing is lost: every float16 and bfloat16 is a float32
     if not bool(latents.isfinite().all()):
         raise CheckpointError("the autoencoder's latents are not finite, even in float32; get its weights again")
     return scaled(latents, vae.config)

@@ -21,6 +21,7 @@ from imprompt.training.features.work import Work, bounds
 EngineName: TypeAlias = Literal["local", "ray"]
 Engine: TypeAlias = Callable[[Work, Sequence[int], OnSamples], None]
 
+_JOBS = tuple(f"imprompt.training.features.{name}" for name in ("latents", "pictures"))
 _RANK_VARIABLES = ("LOCAL_RANK", "SLURM_LOCALID")
 _place = 0  # of this process among those of its pool, which take turns at accelerators
 
@@ -35,7 +36,7 @@ def in_processes(num_processes: int) -> Engine:
     """Compute shards in several processes of this machine, which take them as they get free."""
 
     def engine(work: Work, numbers: Sequence[int], on_samples: OnSamples) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         places = context.Queue()
         for place in range(num_processes):
             places.put(place)
@@ -117,6 +118,15 @@ def _encoder(work: Work) -> Encoder:
 @lru_cache(maxsize=1)
 def _load(job: FeatureJob, manifest: Path, root: Path, device: str) -> Encoder:
     return job.load(Manifest.read(manifest, root), device_of(device))
+
+
+def _context() -> Any:
+    """Processes that begin without an accelerator in use, and where the system can, with modules loaded."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *_JOBS])
+    return context
 
 
 def _enter(places: Any, num_threads: int) -> None:
