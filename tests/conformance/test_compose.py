@@ -1,5 +1,6 @@
 """Everything that a prompt can say, on hosts: batch rows equal single runs, and each mechanism does what it says."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -11,6 +12,7 @@ from imprompt.adapter.attach import attach
 from imprompt.adapter.attention import matched_length
 from imprompt.core.errors import PromptError
 from imprompt.core.images import image_hash
+from imprompt.generation.region_texts import resolve_texts
 from imprompt.generation.resolve import resolve
 from imprompt.prompts.blocks import PRESETS
 from imprompt.prompts.embeds import COMBINES
@@ -18,6 +20,7 @@ from imprompt.prompts.image_prompt import ATTENTIONS, ImagePrompt
 from imprompt.prompts.masks import Box, Polygon
 from imprompt.prompts.noise import NOISES, Noise
 from imprompt.prompts.schedule import CURVES
+from imprompt.prompts.text_region import TextRegion
 from tests import tiny
 
 KINDS = ("linear", "resampler")
@@ -54,12 +57,12 @@ class Bench:
         labels = {site.index: site.block for site in self.images.sites}
         self.blocks = [[labels[index] for index in adapter.spec.site_indices] for adapter in self.adapters]
 
-    def output(self, rows, step=0, places=None):
+    def output(self, rows, step=0, places=None, regions=()):
         """Negative and positive half [2, rows, ...] for rows of prompts that stand at `places` of the batch."""
         places = list(range(len(rows))) if places is None else places
         sources = [Source(adapter) for adapter in self.adapters]
         conditioning = resolve(rows, self.adapters, sources, size=(32, 32), blocks=self.blocks)
-        self.images.set(conditioning)
+        self.images.set(replace(conditioning, texts=resolve_texts(regions, size=(32, 32))))
         inputs = tiny.host_inputs(self.pipe.unet, 8)
         inputs["timestep"] = self.pipe.scheduler.timesteps[step]
         chosen = [half * 4 + place for half in (0, 1) for place in places]
@@ -131,15 +134,37 @@ def prompts(draw):
     return {"image": several, **fields}  # data: made a prompt in the test, whose types are checked at random
 
 
+@st.composite
+def regions(draw):
+    """Texts of different lengths; data, as `prompts`."""
+    length, start = draw(st.sampled_from([3, tiny.TEXT_LENGTH, 21])), draw(st.sampled_from([0.0, 0.4]))
+    return {
+        "embeds": tiny.rand(length, tiny.TEXT_WIDTH, seed=draw(st.integers(0, 3))),
+        "mask": draw(ONE_MASK),
+        "weight": draw(st.sampled_from([0.0, 0.4, 1.0])),
+        "feather": draw(st.sampled_from([0.0, 0.1])),
+        "start": start,
+        "end": draw(st.sampled_from([0.7, 1.0])),
+        "unit": draw(st.sampled_from(["steps", "noise"])),
+        "curve": draw(st.sampled_from(["constant", "fall", (1.0, 0.0, 0.5)])),
+    }
+
+
+def batches_of(part):
+    """Two rows with up to two parts each."""
+    return st.lists(st.lists(part, max_size=2), min_size=2, max_size=2)
+
+
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])  # fmt: skip
-@given(rows=st.lists(st.lists(prompts(), max_size=2), min_size=2, max_size=2), step=st.integers(0, STEPS - 1))
-def test_batch_rows_equal_single_runs_with_everything_mixed(shared_bench, rows, step):
+@given(rows=batches_of(prompts()), texts=batches_of(regions()), step=st.integers(0, STEPS - 1))
+def test_batch_rows_equal_single_runs_with_everything_mixed(shared_bench, rows, texts, step):
     rows = [[ImagePrompt(**fields) for fields in row] for row in rows]
-    together = shared_bench.output(rows, step)
+    texts = [[TextRegion(**fields) for fields in row] for row in texts]
+    together = shared_bench.output(rows, step, regions=texts)
     for number, row in enumerate(rows):
-        alone = shared_bench.output([row], step, places=[number])
+        alone = shared_bench.output([row], step, places=[number], regions=texts[number : number + 1])
         assert torch.allclose(together[:, number], alone[:, 0], atol=2e-4, rtol=1e-3), number
 
 
