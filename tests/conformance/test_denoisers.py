@@ -19,6 +19,7 @@ from imprompt.core.errors import ConditioningError, HostMismatch
 from tests import tiny
 from tests.denoisers import DENOISERS, all_denoiser_classes, report
 from tests.denoisers.attached import ATTACHABLE, Attachable, attachable
+from tests.denoisers.recorded import first_of_every_place, merged, record, rows_of, with_and_without
 
 # Calls that hold references beside the picture: where the picture's own part of the latents is.
 OWN_LATENTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -121,14 +122,14 @@ def test_a_row_in_company_is_as_it_is_alone(host: Attachable) -> None:
 def test_the_branch_is_attention_of_the_pictures_tokens(host: Attachable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Restated from what a host makes: at the first site of every place, with the branch there and nowhere else."""
     for seed in (3, 4) if "Fibo2" in host.entry.name else (3,):
-        for site in _first_of_every_place(host.sites):
+        for site in first_of_every_place(host.sites):
             own = _own_tokens(host, site, seed, monkeypatch)
-            plain, with_image, branch = _with_and_without(host, site, seed)
-            query = _merged(plain["query"], site)
+            plain, with_image, branch = with_and_without(host, site, seed)
+            query = merged(plain["query"], site)
             attended = _attention(host, site, query[own].unflatten(0, (len(query), -1)), branch.tokens)
 
-            sink = _rows_of(plain["sink"])
-            difference = _rows_of(with_image["sink"]) - sink
+            sink = rows_of(plain["sink"])
+            difference = rows_of(with_image["sink"]) - sink
             expected = torch.zeros_like(sink)
             width = attended.shape[-1]
             places = own if own.shape[1] == sink.shape[1] else own.new_ones(sink.shape[:2])
@@ -147,10 +148,10 @@ def test_a_mask_leaves_the_rest_of_the_picture_alone(host: Attachable) -> None:
             attachment.set(Conditioning(branches=(host.branch(region=left),), rows=host.rows))
             host.call()
         return
-    plain, everywhere, _ = _with_and_without(host, site, 3)
-    _, masked, _ = _with_and_without(host, site, 3, region=left)
+    plain, everywhere, _ = with_and_without(host, site, 3)
+    _, masked, _ = with_and_without(host, site, 3, region=left)
     columns = COLUMNS.get(host.entry.name, 3)
-    whole, half = (_rows_of(each["sink"]) - _rows_of(plain["sink"]) for each in (everywhere, masked))
+    whole, half = (rows_of(each["sink"]) - rows_of(plain["sink"]) for each in (everywhere, masked))
     acts = whole.abs().amax(dim=-1) > 0
     whole, half = (each[acts].unflatten(0, (len(acts), -1, columns)) for each in (whole, half))
     assert torch.equal(half[:, :, 0], whole[:, :, 0])
@@ -204,41 +205,6 @@ def _row_of(branch: Any, row: int) -> Any:
     )
 
 
-def _first_of_every_place(sites: tuple[Site, ...]) -> list[Site]:
-    return list({re.sub(r"\d+", "{}", site.name): site for site in reversed(sites)}.values())
-
-
-def _record(host: Attachable, site: Site, inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """The query and what the sink is given, by hooks of the test's own, which come after the adapter's."""
-    seen: dict[str, Tensor] = {}
-
-    def query(_module: Any, _inputs: Any, output: Tensor) -> None:
-        seen["query"] = output.clone()
-
-    def sink(_module: Any, given: tuple[Tensor, ...]) -> None:
-        seen["sink"] = given[0].clone()
-
-    hooks = (
-        submodule(host.model, site.reads[0]).register_forward_hook(query),
-        submodule(host.model, site.sink).register_forward_pre_hook(sink),
-    )
-    host.entry.call(host.model, inputs)
-    for hook in hooks:
-        hook.remove()
-    return seen
-
-
-def _with_and_without(host: Attachable, site: Site, seed: int, **options: Any) -> tuple[Any, Any, Any]:
-    """What is recorded without an image, and with one at this site alone; and the image."""
-    plain = _record(host, site, host.inputs(seed=seed))
-    branch = host.branch(**options)
-    here = torch.tensor([float(each.index == site.index) for each in host.sites])
-    branch = dataclasses.replace(branch, scale=branch.scale * here[None, :, None])
-    with attach(host.model, host.adapter) as attachment:
-        attachment.set(Conditioning(branches=(branch,), rows=host.rows))
-        return plain, _record(host, site, host.inputs(seed=seed)), branch
-
-
 def _own_tokens(host: Attachable, site: Site, seed: int, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """Which places of a query are the picture's [batch, length]: those that change with it where none sees another."""
 
@@ -252,27 +218,14 @@ def _own_tokens(host: Attachable, site: Site, seed: int, monkeypatch: pytest.Mon
         own.copy_((own + 1) % 10 if not own.is_floating_point() else own.roll(1, -1) + 1)
     with monkeypatch.context() as patch:
         patch.setattr(functional, "scaled_dot_product_attention", none)
-        first, second = (_record(host, site, each) for each in (inputs, others))
-    own = (_merged(first["query"], site) != _merged(second["query"], site)).any(dim=-1)
+        first, second = (record(host, site, each) for each in (inputs, others))
+    own = (merged(first["query"], site) != merged(second["query"], site)).any(dim=-1)
     counts = own.sum(dim=1)
     assert (counts == counts[0]).all()
-    sink = _rows_of(first["sink"])
+    sink = rows_of(first["sink"])
     places = own if own.shape[1] == sink.shape[1] else own.new_ones(sink.shape[:2])
     assert host.entry.name in MIXED or not sink[places][:, : site.query_width].any()
     return own
-
-
-def _rows_of(sequence: Tensor) -> Tensor:
-    return sequence if sequence.ndim == 3 else sequence[None]
-
-
-def _merged(query: Tensor, site: Site) -> Tensor:
-    """[batch, length, heads * head], told by the shape: no tiny host has as many tokens as heads."""
-    heads = site.num_heads
-    if query.ndim == 3:
-        return query if query.shape[-1] == site.query_width else query.flatten(1)[None]
-    assert (query.shape[1] == heads) != (query.shape[2] == heads)
-    return (query.transpose(1, 2) if query.shape[1] == heads else query).flatten(2)
 
 
 def _attention(host: Attachable, site: Site, query: Tensor, tokens: Tensor) -> Tensor:

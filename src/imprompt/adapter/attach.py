@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from imprompt.adapter import compiled
 from imprompt.adapter.adapter import Adapter
-from imprompt.adapter.bank import Bank, BoundBranch, TimedBank, build_bank
+from imprompt.adapter.bank import Bank, TimedBank, build_bank
+from imprompt.adapter.bound import BoundBranch
 from imprompt.adapter.clock import noise_bins, num_levels, progress_bins, run_timesteps, told_timestep
 from imprompt.adapter.conditioning import Branch, Conditioning
 from imprompt.adapter.devices import floating_dtype, hooked_device, on_device
 from imprompt.adapter.families import HostCall, family_of
-from imprompt.adapter.fit import check_fit, common_family, pipe_and_host, second_denoiser, sites_of
+from imprompt.adapter.fit import check_branch, check_fit, common_family, pipe_and_host, second_denoiser, sites_of
 from imprompt.adapter.guidance import LAYOUTS, CallCounter, bank_rows, layout_of
 from imprompt.adapter.lora import Loras
 from imprompt.adapter.regional_text import TextBank, build_text_bank
@@ -124,6 +125,10 @@ class Attachment:
                 for text in conditioning.texts
             ]
             self._banks = banks or (*texts, *map(self._bank, conditioning.branches))
+        if not self._frame.reads_own and any(bank.strengths.joint is not None for bank in self._banks):
+            self._frame.reads_own = True
+            self._refresh_taps()
+            self._forget_compiled()
         if self.second is not None:
             self.second._set(conditioning, self._banks if self._is_alike(self.second) else ())
 
@@ -200,9 +205,10 @@ class Attachment:
             raise ConditioningError(
                 f"a prompt names adapter {branch.adapter}, but {len(self.adapters)} are attached; count from 0"
             )
-        family = self.family
+        family, adapter = self.family, self.adapters[branch.adapter]
+        check_branch(branch, adapter, self.sites)
         return build_bank(
-            self.adapters[branch.adapter],
+            adapter,
             branch,
             self.sites,
             device=self.device,
@@ -334,8 +340,10 @@ class Attachment:
 
         Behind those of the branches stand the scales of keys, of the branches that have some.
         """
-        timestep = told_timestep(timestep, self.pipe)
-        has_steps = any(bank.strengths.has_steps for bank in self._banks)
+        strengths = [bank.strengths for bank in self._banks]
+        changes = any(each.changes for each in strengths)
+        timestep = told_timestep(timestep, self.pipe) if changes else timestep.new_zeros(1)
+        has_steps = any(each.has_steps for each in strengths)
         step = progress_bins(run_timesteps(self.pipe), timestep) if has_steps else None
         level = noise_bins(timestep if step is None else timestep.to(step.device), num_levels(self.pipe))
         index = self._index(rows, level.device)

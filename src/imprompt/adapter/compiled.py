@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imprompt.adapter.bank import place_regions
+from imprompt.adapter.bound import place_regions
 
 _live: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _handles = itertools.count()

@@ -33,6 +33,8 @@ class Branch:
         gain: factor on the values of single tokens; None for 1.
         match: how far, from 0 to 1, the image's part of a site's output is brought to the length of the host's own part
             before `scale`; None for not at all.
+        joint: which rows share one softmax with what the host attends to, and with each other's joint branches: `scale`
+            and `gain` are then factors on the mass of the image's keys, and must not be negative; None for none.
     """
 
     tokens: Float[Tensor, "rows tokens token_width"]
@@ -47,6 +49,7 @@ class Branch:
     key_scale: Float[Tensor, "steps sites rows"] | None = None
     gain: Float[Tensor, "rows tokens"] | None = None
     match: Float[Tensor, " rows"] | None = None
+    joint: Bool[Tensor, " rows"] | None = None
 
     @property
     def rows(self) -> int:
@@ -72,7 +75,7 @@ class TextBranch:
         by_noise: as in `Branch`.
     """
 
-    states: Float[Tensor, "rows tokens width"]
+    states: Float[Tensor, "rows tokens text_width"]
     share: Float[Tensor, "rows height width"]
     token_mask: Bool[Tensor, "rows tokens"] | None
     scale: Float[Tensor, "steps rows"]
@@ -103,6 +106,7 @@ class Conditioning:
                 )
             _check_tables(number, branch)
             _check_parts(number, branch)
+            _check_joint(number, branch)
         for number, text in enumerate(self.texts):
             found = {len(text.states), len(text.share), text.scale.shape[-1]}
             if found != {self.rows}:
@@ -138,6 +142,7 @@ def _check_parts(number: int, branch: Branch) -> None:
         "by_noise": (rows,),
         "gain": (rows, num_tokens),
         "match": (rows,),
+        "joint": (rows,),
     }
     for name, shape in wanted.items():
         part = getattr(branch, name)
@@ -150,3 +155,19 @@ def _check_parts(number: int, branch: Branch) -> None:
         part = getattr(branch, name)
         if isinstance(part, Tensor) and not torch.isfinite(part).all():
             raise ConditioningError(f"branch {number} has a {name} that is not finite; give finite numbers")
+
+
+def _check_joint(number: int, branch: Branch) -> None:
+    """A share of a softmax is not negative."""
+    if branch.joint is None:
+        return
+    tables = {name: torch.as_tensor(getattr(branch, name)) for name in ("scale", "null_scale")}
+    tables = {name: table[..., branch.joint] if table.ndim else table for name, table in tables.items()}
+    if branch.gain is not None:
+        tables["gain"] = branch.gain[branch.joint]
+    for name, table in tables.items():
+        if bool((table < 0).any()):
+            raise ConditioningError(
+                f"branch {number} has a negative {name} in a joint softmax, whose parts are at least 0; give other "
+                "numbers, or another attention"
+            )

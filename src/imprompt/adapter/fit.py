@@ -5,9 +5,10 @@ from typing import Any
 from torch import nn
 
 from imprompt.adapter.adapter import Adapter
+from imprompt.adapter.conditioning import Branch
 from imprompt.adapter.families import Family, family_named, family_of
 from imprompt.adapter.sites import Site
-from imprompt.core.errors import HostMismatch
+from imprompt.core.errors import ConditioningError, HostMismatch
 
 # Where pipelines keep what they denoise with; `transformer_2` is Wan 2.2's for low noise.
 DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
@@ -109,3 +110,24 @@ def check_fit(adapter: Adapter, sites: tuple[Site, ...], host: nn.Module) -> Non
                 f"{spec.name!r} has keys of width {width} at number {index}; {site.name} of {type(host).__name__} has "
                 f"width {site.query_width}. Load the base that the adapter was made for."
             )
+
+
+def check_branch(branch: Branch, adapter: Adapter, sites: tuple[Site, ...]) -> None:
+    """Refuse what an image cannot do at the places where its adapter acts, before it does nothing.
+
+    Raises:
+        ConditioningError: it is to be held against the host's own attention, which is not to be seen there.
+    """
+    acts = [site for site in sites if site.index in adapter.spec.site_indices]
+    title = family_named(adapter.spec.family).title
+    if branch.match is not None and any(site.after for site in acts):
+        raise ConditioningError(
+            f"'norm matched' brings an image to the length of the host's own attention, and adapters for {title} act "
+            "behind the block, where that is not to be seen; choose another attention"
+        )
+    unknown = next((site.name for site in acts if not site.own_keys), None)
+    if branch.joint is not None and unknown is not None:
+        raise ConditioningError(
+            f"'joint softmax' needs the keys that the host itself attends to, and those of {unknown} ({title}) are not "
+            "known; choose another attention"
+        )

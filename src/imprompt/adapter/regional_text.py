@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from imprompt.adapter.attention import image_attention, per_frame, split_heads
-from imprompt.adapter.bank import BoundBranch
+from imprompt.adapter.bound import BoundBranch
 from imprompt.adapter.conditioning import TextBranch
 from imprompt.adapter.devices import floating_dtype
 from imprompt.adapter.families import Family
@@ -32,7 +32,7 @@ class TextBank:
     Keys and values are made by the host when it is called, as those of its own text are: so its LoRAs act on them.
     """
 
-    states: Float[Tensor, "rows tokens width"]
+    states: Float[Tensor, "rows tokens text_width"]
     token_mask: Bool[Tensor, "rows 1 1 tokens"] | None
     region: Float[Tensor, "bank height width"]
     strengths: Strengths
@@ -78,7 +78,7 @@ class TextBank:
 class BoundText(BoundBranch):
     """A text of a region with its rows in the order of the denoiser's batch."""
 
-    states: Float[Tensor, "batch tokens width"]
+    states: Float[Tensor, "batch tokens text_width"]
     taps: Sequence[SiteTap]
     frame: Frame
     caches: dict[int, TextCache] = field(default_factory=dict)

@@ -13,6 +13,9 @@ from imprompt.core.errors import HostMismatch
 # [batch, heads, length, head] or, of a single row, [length, heads, head].
 Layout = Literal["merged", "length_first", "heads_first", "packed"]
 
+# Layers of an attention that brings more than attention to the keys that a place names: further keys, or a gate.
+FURTHER = ("add_k_proj", "to_gate_logits")
+
 # Which tokens of a sequence are the picture's: all of it, those before the others, those after them, or those that the
 # call's `index` names, or marks, row by row.
 Span = Literal["all", "first", "last", "indexed"]
@@ -31,6 +34,9 @@ class Tapping:
         is_overwritten: whether the host writes into what is read before it is used here, so that a copy is kept.
         fused_at: which part of the output of the text's layer the keys are, where it makes more than them; values are
             the next.
+        rotations: name of the argument of the attention's call that holds cosines and sines, by which the host turns
+            neighbouring features of queries and keys; None where it turns none.
+        own_part: which of the parts in `own_keys` is that whose queries are read.
     """
 
     after: bool = False
@@ -40,6 +46,8 @@ class Tapping:
     start: int = 0
     is_overwritten: bool = False
     fused_at: int | None = None
+    rotations: str | None = None
+    own_part: int = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +65,8 @@ class Site(Tapping):
         reads: paths of the layers whose outputs are read, the query's first; none to read what `sink` is given.
         layout: how those outputs are laid out.
         sink: path of the layer at which the image branch is added: to its input, or with `after` to its output.
+        own_keys: paths of the layers whose outputs are the keys of all that the host itself attends to here, one a part
+            of the sequence; none where that is not known.
     """
 
     name: str
@@ -69,6 +79,7 @@ class Site(Tapping):
     reads: tuple[str, ...]
     layout: Layout
     sink: str
+    own_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +98,9 @@ class Place(Tapping):
         heads: names under which the attention may keep its number of heads.
         keys: path of the layer whose input has the width of the tokens attended to, inside the attention.
         block: how many parts of an attention's path name its block.
+        own: paths, inside the attention, of the layers that may make the host's own keys, for each part of the sequence
+            that it attends to; the first that is there is read. None where they cannot be read off, or where `sink` is
+            given more than attention to them.
     """
 
     attention: str
@@ -98,6 +112,7 @@ class Place(Tapping):
     keys: str = "to_k"
     block: int = 2
     every: int = 1
+    own: Sequence[Sequence[str]] = ()
 
 
 def submodule(host: nn.Module, path: str) -> Any:
@@ -162,8 +177,17 @@ def site_at(host: nn.Module, path: str, attention: Any, place: Place, index: int
         reads=tuple(f"{path}.{name}" for name in (*queries[:1], *place.also_reads)),
         layout=layout,
         sink=f"{parent}.{place.sink.lstrip('^')}".rstrip("."),
+        own_keys=tuple(f"{path}.{name}" for name in _own_keys(attention, place)),
         **{field.name: getattr(place, field.name) for field in fields(Tapping)},
     )
+
+
+def _own_keys(attention: Any, place: Place) -> list[str]:
+    """The layers that make the host's own keys; none where one is missing, or where they do not tell all."""
+    there = [[name for name in names if submodule(attention, name) is not None] for names in place.own]
+    known = {name for names in place.own for name in names}
+    has_more = any(submodule(attention, name) is not None for name in {*FURTHER} - known)
+    return [names[0] for names in there] if all(there) and not has_more else []
 
 
 def query_width(attention: Any, num_heads: int) -> int:

@@ -22,6 +22,7 @@ class Strengths:
         by_noise: which rows' tables go by noise level; None if none do.
         has_steps: whether any row's tables go by steps.
         match: see `Branch.match`.
+        joint: see `Branch.joint`, as numbers 0 and 1.
     """
 
     scale: Float[Tensor, "steps sites bank"] | None
@@ -29,6 +30,12 @@ class Strengths:
     by_noise: Bool[Tensor, " bank"] | None = None
     has_steps: bool = False
     match: Float[Tensor, " bank"] | None = None
+    joint: Float[Tensor, " bank"] | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether what is looked up depends on where in its run the denoiser is."""
+        return self.has_steps or self.by_noise is not None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Strengths":
         """The same where the host computes, in its number format."""
@@ -43,6 +50,7 @@ class Strengths:
             by_noise=by_noise,
             has_steps=self.has_steps,
             match=moved(self.match),
+            joint=moved(self.joint),
         )
 
     def bins(self, step: Int[Tensor, " n"] | None, level: Int[Tensor, " n"]) -> Int[Tensor, "n bank"]:
@@ -62,7 +70,8 @@ def bank_strengths(branch: Branch, spec: AdapterSpec, sites: Sequence[Site]) -> 
     """
     scale, keys = _both_halves(branch, spec, sites)
     none = Strengths(scale=None, keys=None)
-    is_constant = not branch.is_scheduled and branch.match is None and not spec.is_timed
+    is_product = branch.match is None and branch.joint is None and not spec.is_timed
+    is_constant = is_product and not branch.is_scheduled
     if is_constant:
         return Strengths(scale=scale, keys=keys), none
     copies = 1 if branch.null_tokens is None else 2
@@ -73,6 +82,7 @@ def bank_strengths(branch: Branch, spec: AdapterSpec, sites: Sequence[Site]) -> 
         by_noise=by_noise,
         has_steps=branch.is_scheduled and (by_noise is None or not bool(by_noise.all())),
         match=None if branch.match is None else branch.match.repeat(copies),
+        joint=None if branch.joint is None else branch.joint.float().repeat(copies),
     )
     return none, looked_up
 

@@ -1,15 +1,17 @@
 """The two taps of a site, and the processor that does both taps' work at once where the host's own is the stock one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imprompt.adapter.attention import merge_heads, split_heads
-from imprompt.adapter.bank import BoundBranch
+from imprompt.adapter.attention import Share, joined, log_sum_exp, merge_heads, split_heads
+from imprompt.adapter.bound import BoundBranch
+from imprompt.adapter.own import OwnKeys
 from imprompt.adapter.places import layers_at, place_of
 from imprompt.adapter.sites import Layout, Site, Span, submodule
 from imprompt.adapter.text_cache import TextCache
@@ -26,6 +28,7 @@ class Frame:
         num_queries: tokens of the picture in a sequence that holds others too.
         index: their places in each row [batch, tokens], where rows differ; or a mark for every place [batch, length].
         run: an object that lasts as long as the run; None if there is no pipeline to tell.
+        reads_own: whether sites read the host's own keys too: from the first image on that shares their softmax.
         is_live: whether the attachment is; its processors may outlive it where somebody else had kept them.
     """
 
@@ -34,7 +37,18 @@ class Frame:
     num_queries: int | None = None
     index: Tensor | None = None
     run: object | None = None
+    reads_own: bool = False
     is_live: bool = True
+
+    @property
+    def has_joint(self) -> bool:
+        """Whether an image shares one softmax with what the host attends to."""
+        return any(branch.joint is not None for branch in self.branches)
+
+    @property
+    def needs_own(self) -> bool:
+        """Whether what the host attends to makes a difference to a branch."""
+        return any(branch.match is not None or branch.joint is not None or branch.is_text for branch in self.branches)
 
 
 class SiteTap:
@@ -50,6 +64,7 @@ class SiteTap:
         self.frame = frame
         self.reads: list[Tensor | None] = [None] * len(site.reads)
         self.is_fused = False  # whether a `FusedProcessor` does the taps' work
+        self.own_keys = OwnKeys(site, host, lambda: frame.has_joint)
         self._places = [place_of(host, path) for path in (*site.reads, site.sink)]
         self._tapped: list[nn.Module] = []
         self._hooks: list[Any] = []
@@ -61,22 +76,31 @@ class SiteTap:
             self._hooks.append(source.register_forward_hook(self._take(number)))
         give = sink.register_forward_hook(self._give_after) if self.site.after else None
         self._hooks.append(give or sink.register_forward_pre_hook(self._give))
+        if self._reads_own:
+            self.own_keys.install()
 
     def remove(self) -> None:
         """Unhook."""
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._tapped = [], []
+        self.own_keys.remove()
         self.forget()
 
     def forget(self) -> None:
         """Drop what was read."""
         self.reads = [None] * len(self.site.reads)
+        self.own_keys.forget()
 
     @property
     def is_current(self) -> bool:
         """Whether the hooked layers are still the host's: loading a LoRA puts others in their place."""
-        return bool(self._tapped) and all(a is b for a, b in zip(self._tapped, self._layers(), strict=True))
+        is_same = bool(self._tapped) and all(a is b for a, b in zip(self._tapped, self._layers(), strict=True))
+        return is_same and (self.own_keys.is_current or not self._reads_own)
+
+    @property
+    def _reads_own(self) -> bool:
+        return self.frame.reads_own and bool(self.site.own_keys)
 
     def _layers(self) -> list[nn.Module]:
         return layers_at(self._places)
@@ -110,7 +134,7 @@ class SiteTap:
 
     def _image_of_reads(self, hidden: Tensor | None = None) -> Tensor | None:
         reads = [read for read in self.reads if read is not None]
-        self.forget()
+        self.reads = [None] * len(self.site.reads)
         if not self.frame.branches or (self.is_fused and not reads):
             return None
         site = self.site
@@ -120,8 +144,10 @@ class SiteTap:
                 f"({', '.join(site.reads)}); do not fuse its projections, and use diffusers' own attention processor"
             )
         heads = [self._heads(read) for read in reads]
-        needs_own = any(branch.match is not None or branch.is_text for branch in self.frame.branches)
-        return self.image(*heads, own=self._own(hidden) if needs_own and hidden is not None else None)
+        if hidden is None or not self.frame.needs_own:
+            return self.image(*heads)
+        mass = partial(self.own_keys.log_mass, heads[0], self._laid_out, self._cut)
+        return self.image(*heads, own=self._own(hidden), own_mass=mass)
 
     def _own(self, hidden: Tensor) -> Tensor:
         """The host's own part of what reaches the sink, as the image's is laid out."""
@@ -130,6 +156,12 @@ class SiteTap:
 
     def _heads(self, read: Tensor) -> Tensor:
         """What was read, as [batch, heads, length, head] and of the picture's tokens alone."""
+        return self._cut(self._laid_out(read), 2)
+
+    def _cut(self, sequence: Tensor, dim: int) -> Tensor:
+        return _cut(sequence, self.site.query_span, self.frame, dim)
+
+    def _laid_out(self, read: Tensor) -> Tensor:
         layout: Layout = self.site.layout if read.ndim == 4 or self.site.layout == "packed" else "merged"
         if layout == "packed":
             read = read.transpose(0, 1)[None]
@@ -137,7 +169,7 @@ class SiteTap:
             read = split_heads(read.flatten(2), self.site.num_heads)
         elif layout == "length_first":
             read = read.transpose(1, 2)
-        return _cut(read, self.site.query_span, self.frame, dim=2)
+        return read
 
     def _add(self, hidden: Tensor, image: Tensor) -> Tensor:
         """The image branches added to their part of a sequence and of its features."""
@@ -157,25 +189,45 @@ class SiteTap:
             merged = functional.pad(merged, (start, rest, before, after))
         return hidden + merged
 
-    def image(self, *reads: Tensor, own: Tensor | None = None) -> Tensor | None:
+    def image(
+        self, *reads: Tensor, own: Tensor | None = None, own_mass: Callable[[], Tensor] | None = None
+    ) -> Tensor | None:
         """The sum of all branches [batch, heads, length, head], before the heads are merged; None without any.
 
-        Texts of regions change the host's own part, and images are brought to the length of that which is changed.
-        """
-        texts = self._sum(reads, own, is_text=True)
-        if texts is None:
-            return self._sum(reads, own, is_text=False)
-        images = self._sum(reads, None if own is None else own + texts, is_text=False)
-        return texts if images is None else texts + images
+        Texts of regions change the host's own part, and images are held against that which is changed. All that share
+        one softmax with it share the same one.
 
-    def _sum(self, reads: tuple[Tensor, ...], own: Tensor | None, *, is_text: bool) -> Tensor | None:
+        Args:
+            reads: what the site reads, heads split; as a rule the queries alone.
+            own: what the host itself attends to here, where a branch asks for it.
+            own_mass: makes the logarithm of what its softmax divides by.
+        """
+        texts = self._sum(reads, own, [branch for branch in self.frame.branches if branch.is_text])
+        others = [branch for branch in self.frame.branches if not branch.is_text]
+        own = own if own is None or texts is None else own + texts
+        images = self._sum(reads, own, [branch for branch in others if branch.joint is None])
+        shares = self._shares(reads, [branch for branch in others if branch.joint is not None])
+        if shares:
+            assert own is not None and own_mass is not None
+            images = _added(images, joined(shares, own, own_mass()))
+        return _added(texts, images)
+
+    def _sum(self, reads: tuple[Tensor, ...], own: Tensor | None, branches: Sequence[BoundBranch]) -> Tensor | None:
         total: Tensor | None = None
-        for branch in self.frame.branches:
-            if branch.is_text is is_text:
-                attended = branch.attend(reads, self.position, self.frame.size, self.frame.num_queries, own)
-                if attended is not None:
-                    total = attended if total is None else total + attended
+        for branch in branches:
+            attended = branch.attend(reads, self.position, self.frame.size, self.frame.num_queries, own)
+            total = _added(total, attended)
         return total
+
+    def _shares(self, reads: tuple[Tensor, ...], branches: Sequence[BoundBranch]) -> list[Share]:
+        frame = self.frame
+        shares = [branch.share(reads[0], self.position, frame.size, frame.num_queries) for branch in branches]
+        return [share for share in shares if share is not None]
+
+
+def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The sum of what is there."""
+    return other if one is None else one if other is None else one + other
 
 
 def _cut(sequence: Tensor, span: Span, frame: Frame, dim: int = 1) -> Tensor:
@@ -233,7 +285,7 @@ class FusedProcessor:
         text = self.text_cache.get(attn, encoder_hidden_states, self.tap.frame.run)
         keys, values = (split_heads(x, attn.heads) for x in text)
         attended = functional.scaled_dot_product_attention(query, keys, values)
-        image = self.tap.image(query, own=attended)
+        image = self.tap.image(query, own=attended, own_mass=partial(log_sum_exp, query, keys))
         if image is not None:
             attended = attended + image if torch.is_grad_enabled() else attended.add_(image)
         return attn.to_out[1](attn.to_out[0](merge_heads(attended).to(query.dtype)))

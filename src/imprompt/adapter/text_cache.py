@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imprompt.adapter.own import KeysHook
+
 
 def is_plain(linear: nn.Module) -> bool:
-    """Whether a projection is a bare linear layer: no LoRA, no quantisation, no hook, no replaced forward.
+    """Whether a projection is a bare linear layer: no LoRA, no quantisation, no hook that acts, no replaced forward.
 
     Only then is its output a function of its input and its parameters alone. (An inference tensor counts no versions,
     so a change in place would not show.)
@@ -15,7 +17,7 @@ def is_plain(linear: nn.Module) -> bool:
     return (
         type(linear) is nn.Linear
         and not linear.weight.is_inference()
-        and not linear._forward_hooks
+        and all(isinstance(hook, KeysHook) for hook in linear._forward_hooks.values())
         and not linear._forward_pre_hooks
         and "forward" not in linear.__dict__
     )

@@ -12,6 +12,9 @@ from imprompt.adapter.sites import Place, Site, find_places
 
 Arguments = Mapping[str, Any]
 
+# The layers that make the host's own keys, where it attends to one sequence; see `Place.own`.
+TEXT_KEYS = (("norm_k", "to_k"),)
+
 
 @dataclass(frozen=True, kw_only=True)
 class HostCall:

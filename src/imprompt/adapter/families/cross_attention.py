@@ -2,15 +2,19 @@
 
 from typing import Any
 
-from imprompt.adapter.families.base import Arguments, Family, table_row
+from imprompt.adapter.families.base import TEXT_KEYS, Arguments, Family, table_row
 from imprompt.adapter.families.calls import channels_last, from_noise, patched_size, scaled, thousandths_of_all
 from imprompt.adapter.sites import Place
 
-BLOCKS = Place(attention="transformer_blocks.{}.attn2")
+BLOCKS = Place(attention="transformer_blocks.{}.attn2", own=TEXT_KEYS)
 HUNYUAN = Place(attention="blocks.{}.attn2", layout="heads_first")
 LUMINA_NEXT = Place(attention="layers.{}.attn2")
 KANDINSKY = Place(
-    attention="visual_transformer_blocks.{}.cross_attention", query=("query_norm",), sink="out_layer", keys="to_key"
+    attention="visual_transformer_blocks.{}.cross_attention",
+    query=("query_norm",),
+    sink="out_layer",
+    keys="to_key",
+    own=(("key_norm",),),
 )
 # PRX has no module for its queries alone; text is among the keys that they attend to.
 PRX = Place(attention="blocks.{}.attention", query=("norm_q",), keys="txt_kv_proj", fused_at=0, layout="heads_first")

@@ -16,8 +16,18 @@ from imprompt.adapter.sites import Place, find_places
 
 HOSTS = ("FluxTransformer2DModel",)
 
-DOUBLE = Place(attention="transformer_blocks.{}.attn", keys="add_k_proj")
-SINGLE = Place(attention="single_transformer_blocks.{}.attn", sink="^proj_out", query_span="last", sink_span="last")
+# Text before picture, and both turned.
+OWN_DOUBLE = {"own": (("norm_added_k", "add_k_proj"), ("norm_k", "to_k")), "rotations": "image_rotary_emb"}
+OWN_SINGLE = {"own": (("norm_k", "to_k"),), "rotations": "image_rotary_emb"}
+
+DOUBLE = Place(attention="transformer_blocks.{}.attn", keys="add_k_proj", **OWN_DOUBLE)  # pyright: ignore
+SINGLE = Place(
+    attention="single_transformer_blocks.{}.attn",
+    sink="^proj_out",
+    query_span="last",
+    sink_span="last",
+    **OWN_SINGLE,  # pyright: ignore
+)
 
 # XLabs: the double blocks alone, added to the picture's stream after the block and so without an output layer.
 AFTER_DOUBLE = Place(attention="transformer_blocks.{}.attn", keys="add_k_proj", sink="^", after=True, item=1)
@@ -26,7 +36,7 @@ AFTER_DOUBLE = Place(attention="transformer_blocks.{}.attn", keys="add_k_proj", 
 # picture's do (`attention_processor.py` of InstantX/FLUX.1-dev-IP-Adapter, as ford442/StableDiffusion35_IP_Adapter at
 # 7a06853 and HatmanStack/instant-style at f39b756 keep it: `hidden_states + self.scale * ip_hidden_states` of the whole
 # sequence, which the block then joins with its MLP for `proj_out`).
-SINGLE_WITH_TEXT = Place(attention="single_transformer_blocks.{}.attn", sink="^proj_out")
+SINGLE_WITH_TEXT = Place(attention="single_transformer_blocks.{}.attn", sink="^proj_out", **OWN_SINGLE)  # pyright: ignore
 
 # PuLID: after every second double block and every fourth single one, on the picture's tokens alone
 # (ToTheBeginning/PuLID at 30b9f15, `flux/model.py`).

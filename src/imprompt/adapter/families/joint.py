@@ -6,9 +6,9 @@ one sequence, and often joins attention and MLP in front of `proj_out`.
 
 from typing import Any
 
-from imprompt.adapter.families.base import Family, packed_tokens, patched_grid, table_row, thousandths
+from imprompt.adapter.families.base import TEXT_KEYS, Family, packed_tokens, patched_grid, table_row, thousandths
 from imprompt.adapter.families.calls import behind_text, first_shape, raster_of_ids
-from imprompt.adapter.families.flux import DOUBLE, SINGLE, grid_of_ids
+from imprompt.adapter.families.flux import DOUBLE, OWN_SINGLE, SINGLE, grid_of_ids
 from imprompt.adapter.sites import Place
 
 FLUX2_SINGLE = Place(
@@ -19,18 +19,39 @@ FLUX2_SINGLE = Place(
     fused_at=1,
     query_span="last",
     sink_span="last",
+    **OWN_SINGLE,  # pyright: ignore
 )
 # FLUX.3's first blocks are each for text, picture or references alone; the picture meets the text in these.
-FLUX3 = Place(attention="single_transformer_blocks.{}.attn", query_span="indexed", sink_span="indexed")
+FLUX3 = Place(
+    attention="single_transformer_blocks.{}.attn",
+    query_span="indexed",
+    sink_span="indexed",
+    **OWN_SINGLE,  # pyright: ignore
+)
 
 # References follow the picture's tokens, where there are some.
 BEFORE_REFERENCES = Place(
     attention="transformer_blocks.{}.attn", keys="add_k_proj", query_span="first", sink_span="first"
 )
-AURA_DOUBLE = Place(attention="joint_transformer_blocks.{}.attn", keys="add_k_proj")
-AURA_SINGLE = Place(attention="single_transformer_blocks.{}.attn", query_span="last", sink_span="last")
+AURA_DOUBLE = Place(
+    attention="joint_transformer_blocks.{}.attn",
+    keys="add_k_proj",
+    own=(("norm_added_k", "add_k_proj"), ("norm_k", "to_k")),
+)
+AURA_SINGLE = Place(attention="single_transformer_blocks.{}.attn", query_span="last", sink_span="last", own=TEXT_KEYS)
+# HunyuanImage and HunyuanVideo have text behind the picture, and turn the picture alone.
+OWN_PICTURE_FIRST = {
+    "own": (("norm_k", "to_k"), ("norm_added_k", "add_k_proj")),
+    "own_part": 0,
+    "rotations": "image_rotary_emb",
+}
+DOUBLE_PICTURE_FIRST = Place(attention="transformer_blocks.{}.attn", keys="add_k_proj", **OWN_PICTURE_FIRST)  # pyright: ignore
 PICTURE_FIRST = Place(
-    attention="single_transformer_blocks.{}.attn", sink="^proj_out", query_span="first", sink_span="first"
+    attention="single_transformer_blocks.{}.attn",
+    sink="^proj_out",
+    query_span="first",
+    sink_span="first",
+    **OWN_SINGLE,  # pyright: ignore
 )
 # HiDream pads the picture's tokens behind.
 HIDREAM = {"query": ("q_rms_norm",), "sink": "to_out", "query_span": "first", "sink_span": "first"}
@@ -92,7 +113,7 @@ FAMILIES = (
         "hunyuan-image",
         "HunyuanImage 2.1",
         ("HunyuanImageTransformer2DModel",),
-        DOUBLE,
+        DOUBLE_PICTURE_FIRST,
         PICTURE_FIRST,
         guidance="separate",
     ),

@@ -6,7 +6,13 @@ from typing import Any
 from imprompt.adapter.families.base import Arguments, Family
 from imprompt.adapter.sites import Place, find_places
 
-JOINT = Place(attention="transformer_blocks.{}.attn", keys="add_k_proj", layout="heads_first")
+JOINT = Place(
+    attention="transformer_blocks.{}.attn",
+    keys="add_k_proj",
+    layout="heads_first",
+    own=(("norm_k", "to_k"), ("norm_added_k", "add_k_proj")),
+    own_part=0,
+)
 
 # InstantX reads queries, keys and values before their norms, and has norms of its own (diffusers 0.42,
 # `models/attention_processor.py`, `SD3IPAdapterJointAttnProcessor2_0`).

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from imprompt.adapter.families.base import Arguments, packed_tokens, table_row, thousandths
+from imprompt.adapter.families.base import TEXT_KEYS, Arguments, packed_tokens, table_row, thousandths
 from imprompt.adapter.families.calls import (
     behind_gist,
     behind_real_text,
@@ -75,7 +75,7 @@ FAMILIES = (
         "cogview3-plus",
         "CogView3-Plus",
         ("CogView3PlusTransformer2DModel",),
-        _place(COGVIEW, "last", layout="heads_first"),
+        _place(COGVIEW, "last", layout="heads_first", own=TEXT_KEYS),
     ),
     table_row(
         "cogview4",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from imprompt.adapter.families.base import Arguments, Family, table_row, whole_latent
+from imprompt.adapter.families.base import TEXT_KEYS, Arguments, Family, table_row, whole_latent
 from imprompt.adapter.sites import Place, Site, find_places, site_at
 from imprompt.core.errors import HostMismatch
 
@@ -17,7 +17,7 @@ BLOCK_ORDER = ("down_blocks", "up_blocks", "mid_block")
 # What was put into such a UNet later has no number: AnimateDiff's motion, and ControlNet-XS beside its base.
 HOSTS = ("UNet2DConditionModel", "UNetMotionModel", "UNetControlNetXSModel")
 LATER, BASE = re.compile(r"\.(motion_modules|ctrl_\w+)\."), re.compile(r"base_(midblock\.)?")
-CROSS = Place(attention="{}", layout="heads_first")  # found by its number
+CROSS = Place(attention="{}", layout="heads_first", own=TEXT_KEYS)  # found by its number
 
 
 def attentions(host: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -122,7 +122,10 @@ def _family(name: str, title: str, matches: Callable[[nn.Module], bool] | None, 
 
 def _at(*attentions: str) -> tuple[Place, ...]:
     """Places whose block is the transformer that they are in: the middle's path is shorter than the others'."""
-    return tuple(Place(attention=attention, block=3 if "mid_block" in attention else 4) for attention in attentions)
+    return tuple(
+        Place(attention=attention, own=TEXT_KEYS, block=3 if "mid_block" in attention else 4)
+        for attention in attentions
+    )
 
 
 # Temporal attentions have an `attn2` too, in which a pixel attends to itself in other frames.
@@ -133,9 +136,9 @@ IN_FRAMES = _at(
 )
 CASCADE = _at("down_blocks.{}.{}.attention", "up_blocks.{}.{}.attention")
 AMUSED = (
-    Place(attention="down_block.attention_blocks.{}.attn2", block=3),
-    Place(attention="transformer_layers.{}.attn2"),
-    Place(attention="up_block.attention_blocks.{}.attn2", block=3),
+    Place(attention="down_block.attention_blocks.{}.attn2", block=3, own=TEXT_KEYS),
+    Place(attention="transformer_layers.{}.attn2", own=TEXT_KEYS),
+    Place(attention="up_block.attention_blocks.{}.attn2", block=3, own=TEXT_KEYS),
 )
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from imprompt.adapter.families.base import Arguments, Family, table_row
+from imprompt.adapter.families.base import TEXT_KEYS, Arguments, Family, table_row
 from imprompt.adapter.families.calls import (
     behind_history,
     channels_last,
@@ -15,15 +15,15 @@ from imprompt.adapter.families.calls import (
     told_size,
 )
 from imprompt.adapter.families.cross_attention import BLOCKS
-from imprompt.adapter.families.flux import DOUBLE
-from imprompt.adapter.families.joint import PICTURE_FIRST
+from imprompt.adapter.families.flux import OWN_SINGLE
+from imprompt.adapter.families.joint import DOUBLE_PICTURE_FIRST, OWN_PICTURE_FIRST, PICTURE_FIRST
 from imprompt.adapter.sites import Place
 
-WAN = Place(attention="blocks.{}.attn2")
-WAN_ANIMATE2 = Place(attention="blocks.{}.cross_attn")
+WAN = Place(attention="blocks.{}.attn2", own=TEXT_KEYS)
+WAN_ANIMATE2 = Place(attention="blocks.{}.cross_attn", own=TEXT_KEYS)
 # Where an older Helios lets its history see the text too, that stands before the frames to make.
-HELIOS = Place(attention="blocks.{}.attn2", query_span="last", sink_span="last")
-COSMOS = Place(attention="transformer_blocks.{}.attn2", layout="heads_first")
+HELIOS = Place(attention="blocks.{}.attn2", query_span="last", sink_span="last", own=TEXT_KEYS)
+COSMOS = Place(attention="transformer_blocks.{}.attn2", layout="heads_first", own=TEXT_KEYS)
 COSMOS3 = Place(
     attention="layers.{}.self_attn",
     query=("norm_added_q",),
@@ -33,24 +33,31 @@ COSMOS3 = Place(
     query_span="indexed",
     sink_span="indexed",
 )
-SANA_WM = Place(attention="blocks.{}.cross_attn", query=("q_norm",), sink="proj", keys="kv_linear", fused_at=0)
+SANA_WM = Place(
+    attention="blocks.{}.cross_attn", query=("q_norm",), sink="proj", keys="kv_linear", fused_at=0, own=(("k_norm",),)
+)
 KANDINSKY6 = Place(
     attention="visual_transformer_blocks.{}.video_dec_block.cross_attention",
     query=("query_norm",),
     sink="out_layer",
     keys="to_key",
+    own=(("key_norm",),),
 )
 
 HISTORY = {"query_span": "indexed", "sink_span": "indexed"}
-FRAMEPACK_DOUBLE = Place(attention="transformer_blocks.{}.attn", keys="add_k_proj", **HISTORY)  # pyright: ignore
-FRAMEPACK_SINGLE = Place(attention="single_transformer_blocks.{}.attn", sink="^proj_out", **HISTORY)  # pyright: ignore
+FRAMEPACK_DOUBLE = Place(attention="transformer_blocks.{}.attn", keys="add_k_proj", **HISTORY, **OWN_PICTURE_FIRST)  # pyright: ignore
+FRAMEPACK_SINGLE = Place(attention="single_transformer_blocks.{}.attn", sink="^proj_out", **HISTORY, **OWN_SINGLE)  # pyright: ignore
 COGVIDEO = Place(
     attention="transformer_blocks.{}.attn1",
     layout="heads_first",
     query_span="last",
     sink_span="last",
     is_overwritten=True,
+    own=TEXT_KEYS,
+    rotations="image_rotary_emb",
 )
+# Its second attention to the text is added before `to_out`, so the first one's own part is not to be seen there.
+MOTIF_DOUBLE = Place(attention="transformer_blocks.{}.attn", keys="add_k_proj")
 MOCHI = Place(attention="transformer_blocks.{}.attn1", keys="add_k_proj")
 MINIMAX = Place(attention="transformer_blocks.{}.attn", query=("norm_q",), query_span="indexed", sink_span="indexed")
 
@@ -131,7 +138,7 @@ FAMILIES = (
         "hunyuan-video",
         "HunyuanVideo",
         ("HunyuanVideoTransformer3DModel",),
-        DOUBLE,
+        DOUBLE_PICTURE_FIRST,
         PICTURE_FIRST,
         guidance="separate",
     ),
@@ -145,10 +152,19 @@ FAMILIES = (
         guidance="separate",
     ),
     table_row(
-        "hunyuan-video-1.5", "HunyuanVideo 1.5", ("HunyuanVideo15Transformer3DModel",), DOUBLE, guidance="separate"
+        "hunyuan-video-1.5",
+        "HunyuanVideo 1.5",
+        ("HunyuanVideo15Transformer3DModel",),
+        DOUBLE_PICTURE_FIRST,
+        guidance="separate",
     ),
     table_row(
-        "motif-video", "Motif-Video", ("MotifVideoTransformer3DModel",), DOUBLE, PICTURE_FIRST, guidance="separate"
+        "motif-video",
+        "Motif-Video",
+        ("MotifVideoTransformer3DModel",),
+        MOTIF_DOUBLE,
+        PICTURE_FIRST,
+        guidance="separate",
     ),
     table_row(
         "cogvideox",
