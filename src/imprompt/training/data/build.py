@@ -6,8 +6,10 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import starmap
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,14 +81,24 @@ def _results(function: Callable[[_Item], _Result], work: list[_Item], processes:
     if processes <= 1:
         yield map(function, work)
         return
-    # Spawned, since a process with torch's threads in it must not be forked.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_ignore_interrupts) as pool:
+    with ProcessPoolExecutor(processes, _start_method(), initializer=_ignore_interrupts) as pool:
         try:
             yield pool.map(function, work)
+        except BrokenProcessPool as error:
+            reason = "A process that read training data was killed, perhaps for want of memory; use fewer processes."
+            raise DataError(reason) from error
         except BaseException:  # Ctrl-C too: what has not begun does not begin
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _start_method() -> BaseContext:
+    """A way to start processes that copies no threads of torch; where there is one, a server imports all of it once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _ignore_interrupts() -> None:

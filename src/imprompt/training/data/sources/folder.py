@@ -12,6 +12,7 @@ from imprompt.training.data.sources.records import (
     Format,
     Unit,
     described,
+    head,
     inside,
     measured,
     parse_json,
@@ -29,7 +30,7 @@ FILE_NAME = ("file_name", "image_file", "image")
 def recognises(source: Path) -> bool:
     """Whether it is a folder with pictures or their metadata somewhere in it, or such metadata."""
     if source.is_file():
-        first = source.open("rb").read(2**16).split(b"\n", 1)[0].strip()
+        first = head(source, 2**16).split(b"\n", 1)[0].strip()
         record = parse_json(first) if first.startswith(b"{") else None
         return isinstance(record, dict) and any(name in record for name in FILE_NAME)
     return any(name == METADATA or is_picture(name) for _, name in files_of(source))

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from imprompt.training.data.sources.folder import FILE_NAME, in_parts, merged, named, read, relative_names
-from imprompt.training.data.sources.records import Format, Unit, parse_json
+from imprompt.training.data.sources.records import Format, Unit, head, parse_json
 
 
 def recognises(source: Path) -> bool:
     """Whether it is a JSON file with a list of pictures."""
-    return source.is_file() and source.open("rb").read(64).lstrip()[:1] == b"[" and bool(_records(source))
+    return source.is_file() and head(source, 64).lstrip()[:1] == b"[" and bool(_records(source))
 
 
 def _records(source: Path) -> list[Any]:

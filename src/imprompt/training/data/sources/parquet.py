@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from imprompt.core.errors import ImageError, first_line
 from imprompt.training.data.sources.folder import containers_of
-from imprompt.training.data.sources.records import KNOWN, Format, Unit, described, measured, name_of
+from imprompt.training.data.sources.records import KNOWN, Format, Unit, described, head, measured, name_of
 from imprompt.training.data.table import Loss, Sample
 
 PICTURE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp", "image_bytes", "bytes")
@@ -25,13 +25,7 @@ def recognises(source: Path) -> bool:
 def parquet_files(source: Path) -> Iterator[Path]:
     """All parquet files with pictures, in the order of their names."""
     files = containers_of(source)
-    return (path for path in files if starts_with(path, b"PAR1") and picture_column(_schema(path)) is not None)
-
-
-def starts_with(path: Path, magic: bytes) -> bool:
-    """Whether a file's first bytes are these."""
-    with path.open("rb") as file:
-        return file.read(len(magic)) == magic
+    return (path for path in files if head(path, 4) == b"PAR1" and picture_column(_schema(path)) is not None)
 
 
 def picture_column(schema: pa.Schema) -> str | None:

@@ -113,6 +113,12 @@ def read_picture(path: Path, offset: int = 0, length: int | None = None) -> byte
     return content
 
 
+def head(path: Path, num_bytes: int) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(num_bytes)
+
+
 def inside(name: str) -> str | None:
     """A file name relative to the root, tidied; None if it leads out of it."""
     tidy = posixpath.normpath(name.replace("\\", "/"))
@@ -143,11 +149,20 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _text(record: Record, names: Iterable[str]) -> str:
-    value = next((record[name] for name in names if record.get(name) not in (None, "", [])), "")
-    return str(value) if isinstance(value, str | int) else ""
+    value = _value(record, names)
+    return value if isinstance(value, str) else str(value) if isinstance(value, int) else ""
 
 
 def _texts(record: Record, names: Iterable[str]) -> tuple[str, ...]:
-    value = next((record[name] for name in names if record.get(name) not in (None, "", [])), ())
+    value = _value(record, names)
     items = value if isinstance(value, list | tuple) else (value,)
     return tuple(item.strip() for item in items if isinstance(item, str) and item.strip())
+
+
+def _value(record: Record, names: Iterable[str]) -> Any:
+    """What the first of several names that says something says."""
+    for name in names:
+        value = record.get(name)
+        if value is not None and value != "" and value != []:
+            return value
+    return None

@@ -71,7 +71,7 @@ def read(unit: Unit) -> Iterator[Sample | Loss]:
     yield from _not_there(unit.part, listed, keys, damages)
     for key, parts in keys.items():
         if parts.picture is not None:
-            yield _with_names(unit.part, keys, _sample(unit, key, parts, listed.get(key)))
+            yield _with_names(unit.part, keys, _sample(unit, path, key, parts, listed.get(key)))
 
 
 def _sort_in(keys: dict[str, _Parts], member: Member) -> None:
@@ -95,14 +95,15 @@ def _not_there(shard: str, listed: dict[str, Any], keys: dict[str, _Parts], dama
             yield Loss(_name(shard, key), reason)
 
 
-def _sample(unit: Unit, key: str, parts: _Parts, row: dict[str, Any] | None) -> Sample | Loss:
+def _sample(unit: Unit, path: Path, key: str, parts: _Parts, row: dict[str, Any] | None) -> Sample | Loss:
     picture = parts.picture or Member(key, 0, 0)
-    path = unit.root / unit.part
     fields = described(row if row is not None else _record_inside(path, parts))
     fields["captions"] = fields["captions"] or _text_inside(path, parts)
-    sample = Sample(_name(unit.part, key), unit.part, offset=picture.offset, length=picture.length, **fields)
+    fields |= {"offset": picture.offset, "length": picture.length}
     if row is not None and picture.length and _tells_size(row):
-        return replace(sample, width=row["width"], height=row["height"], sha256=row["sha256"])
+        fields |= {"width": row["width"], "height": row["height"], "sha256": row["sha256"]}
+        return Sample(_name(unit.part, key), unit.part, **fields)
+    sample = Sample(_name(unit.part, key), unit.part, **fields)
     try:
         return measured(sample, read_picture(path, picture.offset, picture.length))
     except ImageError as error:

@@ -126,10 +126,7 @@ def _number(field: bytes) -> int | None:
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:])
     digits = field.strip(b" \0")
-    try:
-        return int(digits, 8)
-    except ValueError:
-        return None
+    return int(digits, 8) if digits and not digits.strip(b"01234567") else None
 
 
 def _text(field: bytes) -> str:
