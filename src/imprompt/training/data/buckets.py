@@ -3,7 +3,6 @@
 A view is a crop of a picture that covers its bucket: number 0 is the centre, further ones are mirrored or shifted.
 """
 
-import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -77,14 +76,15 @@ def shapes_of(config: DataConfig) -> list[Shape]:
     if not config.buckets:
         return [(config.resolution, config.resolution)]
     step, area = config.bucket_step, config.resolution**2
-    sides = range(step, math.isqrt(area) + 1, step)
-    wide = [(side, area // side // step * step) for side in sides]
-    fitting = [(short, long) for short, long in wide if long <= config.max_aspect * short]
-    if not fitting:
+    sides = range(step, config.resolution + 1, step)
+    if not sides:
         raise DataError(
             f"No bucket has sides that are multiples of {step} at the resolution {config.resolution}; give a "
             "data.bucket_step of at most the resolution."
         )
+    wide = [(side, area // side // step * step) for side in sides]
+    square = (sides[-1], sides[-1])
+    fitting = [*((short, long) for short, long in wide if long <= config.max_aspect * short), square]
     widest = {long: short for short, long in fitting}  # of two shapes with one long side, the one with more area
     pairs = [(short, long) for long, short in widest.items()]
     return sorted({*pairs, *((long, short) for short, long in pairs)}, key=lambda shape: shape[1] / shape[0])
