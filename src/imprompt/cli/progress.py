@@ -5,22 +5,37 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar; what is yielded takes the steps done and their whole number."""
+def progress_bar(description: str, *, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+    """Show a bar; what is yielded takes the steps done and their whole number.
+
+    Args:
+        description: Of what is going on.
+        unit: What a step is called where its rate is of interest, as "samples".
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        """Steps a second."""
+
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:,.1f} {unit}/s")
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        *([RateColumn()] if unit else []),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

@@ -19,7 +19,7 @@ from imprompt.training.bases import FrozenBase, load_base
 from imprompt.training.checkpointing import EXPORT, newest_checkpoint
 from imprompt.training.config import TrainConfig
 from imprompt.training.data.buckets import Buckets, plan_buckets
-from imprompt.training.data.manifest import Manifest, is_manifest, open_manifest
+from imprompt.training.data.manifest import Manifest, is_manifest
 from imprompt.training.data.quarantine import Quarantine
 from imprompt.training.distributed import Processes, connect, shard_frozen
 from imprompt.training.features.store import FeatureStore
@@ -33,10 +33,9 @@ from imprompt.training.overrides import ConfigError
 from imprompt.training.report import CONFIG, QUARANTINE, write_report
 from imprompt.training.sheets import SheetPainter, SheetReference, plan_sheet
 from imprompt.training.sources import CachedReferences, CachedTargets, PictureReferences, PictureTargets
-from imprompt.training.stores import LATENTS, encoder_folder, jobs_of, open_stores
+from imprompt.training.stores import LATENTS, MANIFEST, encoder_folder, jobs_of, manifest_of, open_stores
 from imprompt.training.validation import plan_validation
 
-MANIFEST = "manifest.parquet"
 NUM_SHEET_REFERENCES = 4
 
 
@@ -63,13 +62,7 @@ def train(config: TrainConfig) -> Finished:
         ConfigError: The configuration names no data, or leaves some needed thing out.
         ImpromptError: Base, data or encoder cannot be used, or the run cannot go on.
     """
-    run = Run(config)
-    if run.processes.is_main:
-        save_config(config)
-    with run.task.attachment:
-        step = Trainer(run.task, config.loop, config.optimizer, run.options).train()
-        path = run.processes.on_main(run.hand_on)
-    return Finished(step, path or run.adapter_file)
+    return Run(config).train()
 
 
 class Run:
@@ -80,6 +73,16 @@ class Run:
         if config.data.source is None:
             raise ConfigError("no pictures to train on; give data.source=FOLDER (or tars, parquet, JSON, a manifest)")
         self.config = config
+
+    def train(self) -> Finished:
+        """Train to the end, or to whatever stops it; hand the adapter on."""
+        config = self.config
+        if self.processes.is_main:
+            save_config(config)
+        with self.task.attachment:
+            step = Trainer(self.task, config.loop, config.optimizer, self.options).train()
+            path = self.processes.on_main(self.hand_on)
+        return Finished(step, path or self.adapter_file)
 
     @cached_property
     def processes(self) -> Processes:
@@ -113,17 +116,15 @@ class Run:
     @cached_property
     def manifest(self) -> Manifest:
         """All samples."""
-        config = self.config
-        target = config.loop.output / MANIFEST
-        source = config.data.source
+        source = self.config.data.source
         assert source is not None
-        made = self.processes.on_main(lambda: open_manifest(source, target, bad_samples=config.data.bad_samples))
-        return made or Manifest.read(source if is_manifest(source) else target)
+        made = self.processes.on_main(lambda: manifest_of(self.config))
+        return made or Manifest.read(source if is_manifest(source) else self.config.loop.output / MANIFEST)
 
     @cached_property
     def stores(self) -> dict[str, FeatureStore]:
         """Features that were computed once; what was missing is there now."""
-        jobs = jobs_of(self.config, self.adapter.spec)
+        jobs = jobs_of(self.config)
         made = self.processes.on_main(lambda: open_stores(self.config, self.manifest, jobs, compute=True))
         return made or open_stores(self.config, self.manifest, jobs, compute=False)
 

@@ -1,37 +1,84 @@
 """Which features a run reads, what computes them, and opening them; what is missing is computed first."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imprompt.adapter.spec import AdapterSpec
+from imprompt.adapter.checkpoint import load_adapter
 from imprompt.core.errors import EncoderMismatch
 from imprompt.core.weights import resolve_folder
 from imprompt.encoders.vision import FILES
 from imprompt.generation.pipelines import is_embedded
-from imprompt.training.config import TrainConfig
-from imprompt.training.data.manifest import Manifest
+from imprompt.training.config import AdapterConfig, TrainConfig
+from imprompt.training.data.manifest import Manifest, open_manifest
 from imprompt.training.features.compute import compute_features
 from imprompt.training.features.jobs import FeatureJob, default_root, plan_store
 from imprompt.training.features.latents import LatentsJob
 from imprompt.training.features.pictures import FaceJob, PictureJob
-from imprompt.training.features.store import FeatureStore, feature_folder
+from imprompt.training.features.store import FeatureStore, find_store
 from imprompt.training.features.work import ComputeOptions
+from imprompt.training.initial import FACE_WIDTH, LAYER, VARIANTS
 from imprompt.training.inputs import CROP, FEATURES
+from imprompt.training.overrides import ConfigError
 
 LATENTS = "latents"
+MANIFEST = "manifest.parquet"
+
+# What an autoencoder or an image encoder in a base's folder is made of.
+PART_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 
 
-def jobs_of(config: TrainConfig, spec: AdapterSpec) -> dict[str, FeatureJob]:
-    """What is to be computed once for a run, by the name under which it is read.
+@dataclass(frozen=True)
+class Reading:
+    """What an adapter reads of a reference, as far as it decides which features are computed.
+
+    Attributes:
+        layer: Of the image encoder, or "face_embeds".
+        index: Which hidden state.
+        width: Of a face embedding.
+        normalised: Whether that has unit length.
+        crop_index: Which hidden state of the aligned face is read beside the embedding; None if it is not.
+    """
+
+    layer: Any
+    index: int = LAYER
+    width: int = FACE_WIDTH
+    normalised: bool = True
+    crop_index: int | None = None
+
+
+def reading_of(config: AdapterConfig) -> Reading:
+    """What an adapter will read, told before its base is loaded.
+
+    Raises:
+        CheckpointError: The adapter to go on from cannot be read.
+    """
+    if config.initial is None:
+        crop_index = LAYER if config.kind == "faceid-plus" else None
+        return Reading(VARIANTS[config.kind].features, crop_index=crop_index)
+    spec = load_adapter(config.initial).spec
+    features, crop = spec.features, spec.face_crop
+    return Reading(
+        layer=features.layer,
+        index=LAYER if features.index is None else features.index,
+        width=features.width,
+        normalised=features.normalised,
+        crop_index=None if crop is None else LAYER if crop.index is None else crop.index,
+    )
+
+
+def jobs_of(config: TrainConfig) -> dict[str, FeatureJob]:
+    """What is to be computed once for a run, by the name under which it is read; no model is loaded.
 
     Args:
         config: Of the run; features that are "online" have no job.
-        spec: The adapter.
 
     Raises:
         DownloadError: The base or an encoder is neither here nor reachable.
+        EncoderMismatch: There is no image encoder.
     """
+    reading = reading_of(config.adapter)
     jobs: dict[str, FeatureJob] = {}
     if config.features.latents == "cached":
         jobs[LATENTS] = LatentsJob(
@@ -40,12 +87,13 @@ def jobs_of(config: TrainConfig, spec: AdapterSpec) -> dict[str, FeatureJob]:
             variant=config.base.variant,
             dtype=config.base.dtype,
         )
-    if spec.features.layer == "face_embeds":  # also "online": what finds faces is no network that trains along
-        jobs[FEATURES] = FaceJob(width=spec.features.width, faces=config.adapter.face_networks)
-        if spec.face_crop is not None:
-            jobs[CROP] = _picture_job(config, spec.face_crop, faces=config.adapter.face_networks)
+    if reading.layer == "face_embeds":  # also "online": what finds faces is no network that trains along
+        faces = config.adapter.face_networks
+        jobs[FEATURES] = FaceJob(width=reading.width, faces=faces, normalised=reading.normalised)
+        if reading.crop_index is not None:
+            jobs[CROP] = _picture_job(config, "hidden_states", reading.crop_index, faces=faces)
     elif config.features.references == "cached":
-        jobs[FEATURES] = _picture_job(config, spec.features)
+        jobs[FEATURES] = _picture_job(config, reading.layer, reading.index)
     return jobs
 
 
@@ -63,19 +111,32 @@ def open_stores(
     Raises:
         DataError: More samples cannot be read than may be.
     """
-    root = config.features.folder or default_root(manifest)
+    root = feature_root(config, manifest)
     options = ComputeOptions(device=config.loop.device, bad_samples=config.data.bad_samples)
     found: dict[str, FeatureStore] = {}
     for name, job in jobs.items():
         if compute:
             compute_features(manifest, job, root, options=options)
-        found[name] = FeatureStore.open(store_folder(manifest, job, root))
+        wanted = plan_store(manifest, job).fingerprint
+        found[name] = find_store(root, job.kind, wanted, f"imprompt features {config.recipe} and the run's settings")
     return found
 
 
-def store_folder(manifest: Manifest, job: FeatureJob, root: Path) -> Path:
-    """Where a job's features are."""
-    return feature_folder(root, job.kind, plan_store(manifest, job).fingerprint)
+def feature_root(config: TrainConfig, manifest: Manifest) -> Path:
+    """Where all features of a run are: where it says, or beside the manifest."""
+    return config.features.folder or default_root(manifest)
+
+
+def manifest_of(config: TrainConfig) -> Manifest:
+    """The samples of a run: the manifest that is named, or one in its folder that is made of what is named.
+
+    Raises:
+        ConfigError: Nothing is named.
+        DataError: It cannot be read.
+    """
+    if config.data.source is None:
+        raise ConfigError("no pictures are named; give data.source=FOLDER (or tars, parquet, JSON, a manifest)")
+    return open_manifest(config.data.source, config.loop.output / MANIFEST, bad_samples=config.data.bad_samples)
 
 
 def base_part(config: TrainConfig, name: str) -> Path:
@@ -84,7 +145,7 @@ def base_part(config: TrainConfig, name: str) -> Path:
         from imprompt.emoji.bundle import bundle_folder
 
         return bundle_folder() / name
-    return resolve_folder(config.base.path, subfolder=name, revision=config.base.revision)
+    return resolve_folder(config.base.path, subfolder=name, revision=config.base.revision, patterns=PART_FILES)
 
 
 def encoder_folder(config: TrainConfig) -> Path:
@@ -104,14 +165,13 @@ def encoder_folder(config: TrainConfig) -> Path:
     return folder
 
 
-def _picture_job(config: TrainConfig, features: Any, faces: Path | None = None) -> PictureJob:
-    is_sequence = features.layer == "hidden_states"
+def _picture_job(config: TrainConfig, layer: Any, index: int, faces: Path | None = None) -> PictureJob:
     return PictureJob(
-        kind=features.layer,
+        kind=layer,
         folder=encoder_folder(config),
-        index=-2 if features.index is None else features.index,
+        index=index,
         dtype=config.base.dtype,
-        storage=config.features.hidden_states if is_sequence else "float16",
-        mirror=config.data.mirror,
+        storage=config.features.hidden_states if layer == "hidden_states" else "float16",
+        mirror=config.data.mirror and config.data.num_views > 1,
         faces=faces,
     )

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -37,10 +38,10 @@ def in_processes(num_processes: int) -> Engine:
 
     def engine(work: Work, numbers: Sequence[int], on_samples: OnSamples) -> None:
         context = _context()
-        places = context.Queue()
+        places, stop = context.Queue(), context.Event()
         for place in range(num_processes):
             places.put(place)
-        initial = (places, max(1, torch.get_num_threads() // num_processes))
+        initial = (places, stop, max(1, torch.get_num_threads() // num_processes))
         with ProcessPoolExecutor(num_processes, context, initializer=_enter, initargs=initial) as pool:
             pending = {pool.submit(compute_shard, work, number) for number in numbers}
             try:
@@ -48,7 +49,8 @@ def in_processes(num_processes: int) -> Engine:
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     on_samples(sum(future.result() for future in done))
             except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
+                stop.set()  # a shard at hand is dropped: a file is whole or not there
+                pool.shutdown(cancel_futures=True)
                 raise
 
     return engine
@@ -129,14 +131,19 @@ def _context() -> Any:
     return context
 
 
-def _enter(places: Any, num_threads: int) -> None:
-    """Prepare a process of a pool; it ends when the one that made it does."""
+def _enter(places: Any, stop: Any, num_threads: int) -> None:
+    """Prepare a process of a pool; it ends at once when it is told to, or when the one that made it ends."""
     global _place
     _place = places.get()
     torch.set_num_threads(num_threads)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts all of them; one says what becomes of that
+    for waiting in (stop.wait, multiprocessing.parent_process().join):  # pyright: ignore[reportOptionalMemberAccess]
+        threading.Thread(target=_end_after, args=(waiting,), daemon=True).start()
+
+
+def _end_after(waiting: Callable[[], object]) -> None:
+    waiting()
+    os._exit(1)
 
 
 def _import_ray() -> Any:

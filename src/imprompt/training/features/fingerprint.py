@@ -13,11 +13,12 @@ from imprompt.core.files import sha256_file
 from imprompt.encoders.fingerprint import hash_weights
 
 _WEIGHTS = "*.safetensors"
-_DESCRIPTIONS = "*.json"
+# What a hub's cache may hold beside them says nothing of the features.
+_DESCRIPTIONS = ("config.json", "preprocessor_config.json", "processor_config.json")
 
 
 def fingerprint_of_folder(folder: Path, variant: str | None = None) -> str:
-    """Tell a model's files apart without loading them: their JSON files whole, their weights by samples (ADR 0004).
+    """Tell a model's files apart without loading them: what describes it whole, its weights by samples (ADR 0004).
 
     Args:
         folder: With weights in safetensors and their configuration.
@@ -28,8 +29,8 @@ def fingerprint_of_folder(folder: Path, variant: str | None = None) -> str:
     """
     files = weight_files(folder, variant)
     digest = hashlib.sha256()
-    for path in sorted(folder.glob(_DESCRIPTIONS)):
-        digest.update(f"{path.name}:{sha256_file(path)}:".encode())
+    for path in (folder / name for name in _DESCRIPTIONS):
+        digest.update(f"{path.name}:{sha256_file(path) if path.is_file() else ''}:".encode())
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:  # maps the file: only the pages of samples are read

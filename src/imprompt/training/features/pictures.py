@@ -145,18 +145,20 @@ class FaceJob:
     Attributes:
         width: Of an embedding.
         faces: Folder of face networks; None where the data brings every embedding.
+        normalised: Whether networks' embeddings are brought to unit length; files are taken as they are.
         storage: Number format in files.
     """
 
     width: int = 512
     faces: Path | None = None
+    normalised: bool = True
     storage: Storage = "float32"
     kind: Literal["face_embeds"] = "face_embeds"
     num_views: int = 1
 
     def ingredients(self, manifest: Manifest) -> dict[str, str]:
         """The networks, and the number format."""
-        encoder = "" if self.faces is None else FaceEncoder.from_folder(self.faces).spec.fingerprint
+        encoder = "" if self.faces is None else self._networks(self.faces).spec.fingerprint
         return {"kind": self.kind, "encoder": encoder, "storage": self.storage, "width": str(self.width)}
 
     def rows(self, manifest: Manifest, start: int, stop: int) -> list[str]:
@@ -167,7 +169,10 @@ class FaceJob:
 
     def load(self, manifest: Manifest, device: torch.device) -> "FaceFeatures":
         """Load the networks, if any."""
-        return FaceFeatures(self, manifest, None if self.faces is None else Faces(FaceEncoder.from_folder(self.faces)))
+        return FaceFeatures(self, manifest, None if self.faces is None else Faces(self._networks(self.faces)))
+
+    def _networks(self, folder: Path) -> FaceEncoder:
+        return FaceEncoder.from_folder(folder, normalised=self.normalised)
 
 
 class FaceFeatures:
