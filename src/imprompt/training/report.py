@@ -175,13 +175,12 @@ def _validation_charts(lines: Sequence[Line]) -> list[str]:
 def _curves_by_bucket(lines: Sequence[Line], key: str) -> list[Curve]:
     """One curve a part of the schedule, from clean to noise; named in percents of it."""
     names = {name for line in lines for name in line if name.startswith(f"{key}/") and not name.endswith("_error")}
-    parts = sorted((int(name.rsplit("/", 1)[1].split("of")[0]), name) for name in names)
+    parts = sorted((*map(int, name.rsplit("/", 1)[1].split("of")), name) for name in names)
     curves: list[Curve] = []
-    for number, name in parts:
+    for number, count, name in parts:
         places, values = _series(lines, name)
-        share = 100 / len(parts)
-        label = f"{share * (number - 1):.0f}–{share * number:.0f}"
-        curves.append(Curve(label, places, values, colour=_shade((number - 0.5) / len(parts))))
+        label = f"{100 * (number - 1) / count:.0f}–{100 * number / count:.0f}"
+        curves.append(Curve(label, places, values, colour=_shade((number - 0.5) / count)))
     return [curve for curve in curves if curve.places]
 
 

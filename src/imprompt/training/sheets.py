@@ -25,6 +25,7 @@ from imprompt.training.validation import undisturbed
 
 CELL = 160  # side of a picture on the sheet, in pixels
 IMAGE_ALONE = "image alone"
+MOST_LETTERS = 80  # of a text beside a row
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,9 +182,14 @@ class SheetPainter:
         return contact_sheet(
             [[reference.shown(), *made] for (reference, _), made in zip(rows, pictures, strict=True)],
             ["reference", *(f"weight {scale:g}" for scale in self.plan.scales)],
-            [text or IMAGE_ALONE for _, text in rows],
+            [_short(text) or IMAGE_ALONE for _, text in rows],
             cell=CELL,
         )
+
+
+def _short(text: str) -> str:
+    """A text that fits beside a row."""
+    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1].rstrip()}…"
 
 
 def _full_precision(device: torch.device) -> torch.autocast:

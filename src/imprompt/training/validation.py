@@ -64,7 +64,7 @@ class ValidationPart:
     """Rows that are computed together.
 
     Attributes:
-        rows: Places in the list of validation samples.
+        rows: Places in the list of the validation's rows.
         bucket: The one aspect bucket they are of.
         partners: Whose reference each row follows when they are shuffled, counted within the part.
         has_partner: Whether that is a reference of another group.
@@ -81,17 +81,17 @@ class ValidationPlan:
     """The same for every validation of a run, whatever the number of processes.
 
     Attributes:
-        samples: Numbers of the samples.
-        places: Where in the schedule each is tried, from 0 to 1; spread evenly.
+        samples: Number of the sample of each row; one may have several rows, each with noise of its own.
+        places: Where in the schedule each row is, from 0 to 1; spread evenly.
         parts: What is computed together.
     """
 
-    samples: Int[Tensor, " samples"]
-    places: Float[Tensor, " samples"]
+    samples: Int[Tensor, " rows"]
+    places: Float[Tensor, " rows"]
     parts: tuple[ValidationPart, ...]
 
     def draw(self, part: ValidationPart) -> Draw:
-        """The draw of a part: its noise depends on the sample's place in the list alone."""
+        """The draw of a part: noise depends on a row's place in the list alone."""
         return Draw(
             step=0,
             seed=VALIDATION_SEED,
@@ -104,7 +104,7 @@ class ValidationPlan:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, its standard error, and of how many samples; not a number where there are none."""
+    """A mean, its standard error, and of how many rows; not a number where there are none."""
 
     mean: float
     error: float
@@ -116,24 +116,26 @@ class ValidationResult:
     """What one validation measured.
 
     Attributes:
-        places: Where in the schedule each sample was tried, from 0 to 1.
+        samples: Number of the sample of each row.
+        places: Where in the schedule each row is, from 0 to 1.
         losses: Its loss under the right reference.
         gains: Loss under another's reference minus that; not a number where no other was at hand.
     """
 
-    places: Float[Tensor, " samples"]
-    losses: Float[Tensor, " samples"]
-    gains: Float[Tensor, " samples"]
+    samples: Int[Tensor, " rows"]
+    places: Float[Tensor, " rows"]
+    losses: Float[Tensor, " rows"]
+    gains: Float[Tensor, " rows"]
 
     @property
     def loss(self) -> Estimate:
         """Mean loss."""
-        return estimate(self.losses)
+        return estimate(self.losses, self.samples)
 
     @property
     def gain(self) -> Estimate:
         """Reference gain."""
-        return estimate(self.gains)
+        return estimate(self.gains, self.samples)
 
     def losses_by_bucket(self, num_buckets: int) -> list[Estimate]:
         """Mean loss in equal parts of the schedule, from clean to noise."""
@@ -145,7 +147,8 @@ class ValidationResult:
 
     def _by_bucket(self, values: Tensor, num_buckets: int) -> list[Estimate]:
         buckets = (self.places * num_buckets).long()
-        return [estimate(values[buckets == number]) for number in range(num_buckets)]
+        members = (buckets == number for number in range(num_buckets))
+        return [estimate(values[rows], self.samples[rows]) for rows in members]
 
 
 def plan_validation(
@@ -153,6 +156,7 @@ def plan_validation(
     buckets: Int[Tensor, " samples"],
     groups: Int[Tensor, " samples"],
     micro_batch_size: int,
+    num_rows: int | None = None,
 ) -> ValidationPlan:
     """Arrange a validation: parts of one aspect bucket each, no larger than asked, with a partner for every row.
 
@@ -161,7 +165,10 @@ def plan_validation(
         buckets: Aspect bucket of each.
         groups: Samples of one group show the same thing, so that none may lend its reference to another.
         micro_batch_size: Largest part; at least two rows, without which there is no shuffling, are always taken.
+        num_rows: Rows in all, where samples are so few that each is to have several; by default each has one.
     """
+    turns = torch.arange(num_rows or len(samples)) % max(1, len(samples))
+    samples, buckets, groups = samples[turns], buckets[turns], groups[turns]
     order = torch.randperm(len(samples), generator=generator_at(VALIDATION_SEED, "places"))
     places = (order + 0.5) / max(1, len(samples))
     parts: list[ValidationPart] = []
@@ -216,16 +223,25 @@ def validate(task: ValidationTask, plan: ValidationPlan, processes: Processes | 
     for part in plan.parts:
         has_gain[part.rows] = part.has_partner
     losses, gains = processes.mean(torch.stack([losses, gains])) * processes.count  # each has one process's number
-    return ValidationResult(plan.places, losses.float(), gains.masked_fill(~has_gain, math.nan).float())
+    return ValidationResult(plan.samples, plan.places, losses.float(), gains.masked_fill(~has_gain, math.nan).float())
 
 
-def estimate(values: Float[Tensor, " values"]) -> Estimate:
-    """Mean of those values that are numbers, and its standard error."""
-    known = values[~values.isnan()].double()
-    if not len(known):
+def estimate(values: Float[Tensor, " values"], clusters: Int[Tensor, " values"]) -> Estimate:
+    """Mean of those values that are numbers, and its standard error.
+
+    Args:
+        values: May hold what is no number.
+        clusters: Values of one cluster are not independent of each other; those of different ones are.
+    """
+    known = ~values.isnan()
+    values, clusters = values[known].double(), clusters[known]
+    if not len(values):
         return Estimate(math.nan, math.nan, 0)
-    error = float(known.std()) / math.sqrt(len(known)) if len(known) > 1 else math.nan
-    return Estimate(float(known.mean()), error, len(known))
+    names, members = clusters.unique(return_inverse=True)
+    sums = torch.zeros(len(names), dtype=torch.float64).index_add(0, members, values - values.mean())
+    number = len(names)
+    error = math.sqrt(float(sums.square().sum()) * number / (number - 1)) / len(values) if number > 1 else math.nan
+    return Estimate(float(values.mean()), error, len(values))
 
 
 @contextmanager

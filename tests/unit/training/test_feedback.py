@@ -33,7 +33,7 @@ class Painter:
 def measured(monkeypatch):
     """Steps do not matter: every validation finds the same, and is counted."""
     calls = []
-    result = ValidationResult(PLACES, LOSSES, GAINS)
+    result = ValidationResult(torch.arange(4), PLACES, LOSSES, GAINS)
     monkeypatch.setattr(module, "validate", lambda *arguments: calls.append(arguments) or result)
     return calls
 
@@ -94,7 +94,7 @@ def test_a_sheet_that_cannot_be_drawn_is_told_and_stops_nothing(make, caplog, tm
 
 
 def test_figures_are_named_by_their_part_of_the_schedule():
-    figures = named_figures(ValidationResult(PLACES, LOSSES, GAINS), 2)
+    figures = named_figures(ValidationResult(torch.arange(4), PLACES, LOSSES, GAINS), 2)
     assert figures["validation/loss"] == pytest.approx(0.2)
     assert figures["validation/loss/1of2"] == pytest.approx(0.3)
     assert figures["validation/loss/2of2"] == pytest.approx(0.1)

@@ -151,3 +151,11 @@ def test_features_stand_in_for_an_encoder_that_is_not_at_hand(adapter):
     reference = SheetReference(ImagePrompt(features=torch.ones(tiny.VISION_PROJECTION)), ("a cat",), tiny.picture())
     plan = plan_sheet(CONFIG, [reference], size=tiny.PIXELS)
     assert SheetPainter(pipe, plan).draw(adapter).size[0] > 4 * sheets.CELL
+
+
+def test_long_texts_are_cut_beside_their_rows(pipe, adapter, drawn):
+    reference = SheetReference(ImagePrompt(tiny.picture()), ("word " * 40,))
+    plan = plan_sheet(ValidationConfig(steps=1, scales=(0.0,)), [reference], size=tiny.PIXELS)
+    SheetPainter(pipe, plan).draw(adapter)
+    label = drawn[0][2][1]
+    assert label.startswith("word word") and label.endswith("word…") and len(label) <= sheets.MOST_LETTERS

@@ -10,7 +10,7 @@ from imprompt.training.config import ObjectiveConfig
 from imprompt.training.distributed import Processes
 from imprompt.training.noise import noise_process
 from imprompt.training.objective import row_errors
-from imprompt.training.validation import plan_validation, shuffled_references, validate
+from imprompt.training.validation import estimate, plan_validation, shuffled_references, validate
 
 SHAPE = (2, 4, 4)
 
@@ -61,11 +61,11 @@ class Toy:
         return row_errors((noisy - alphas.sqrt() * trusted) / (1 - alphas).sqrt(), batch.noise)
 
 
-def plan_of(count, groups=None, buckets=None, micro_batch_size=4):
+def plan_of(count, groups=None, buckets=None, micro_batch_size=4, num_rows=None):
     samples = torch.arange(count)
     buckets = torch.zeros_like(samples) if buckets is None else torch.tensor(buckets)
     groups = samples if groups is None else torch.tensor(groups)
-    return plan_validation(samples, buckets, groups, micro_batch_size)
+    return plan_validation(samples, buckets, groups, micro_batch_size, num_rows)
 
 
 def snr_at(task, plan):
@@ -175,6 +175,26 @@ def test_noise_depends_on_the_sample_not_on_who_computes_it():
             for sample, noise in zip(draw.samples.tolist(), task.batch(draw).noise, strict=True):
                 assert torch.equal(noises.setdefault(sample, noise), noise)
     assert len(noises) == 6
+
+
+def test_few_samples_have_several_rows_with_noise_of_their_own():
+    task, plan = Toy([1.0, -1.0, 0.5], 0.4), plan_of(3, num_rows=8)
+    assert plan.samples.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    noises = [noise for part in plan.parts for noise in task.batch(plan.draw(part)).noise]
+    assert len({float(noise[0, 0, 0]) for noise in noises}) == 8
+    result = validate(task, plan)
+    assert result.loss.count == 8
+    torch.testing.assert_close(plan.places.sort().values, (torch.arange(8) + 0.5) / 8)
+
+
+def test_rows_of_one_sample_do_not_make_the_error_small():
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    once = estimate(values, torch.arange(4))
+    assert once.error == pytest.approx(float(values.std()) / 2)
+    repeated = estimate(values.repeat(25), torch.arange(4).repeat(25))
+    assert repeated.mean == once.mean and repeated.count == 100
+    assert repeated.error == pytest.approx(once.error)
+    assert math.isnan(estimate(values, torch.zeros(4, dtype=torch.long)).error)
 
 
 class Sharing(Processes):
