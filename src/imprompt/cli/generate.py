@@ -30,6 +30,9 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
     mask: Annotated[
         list[str] | None, typer.Option(help="Where each acts: a picture, white there; 'none' for everywhere.")
     ] = None,
+    subtract: Annotated[
+        list[str] | None, typer.Option(help="A text whose features are taken from each, to keep a style alone.")
+    ] = None,
     start: Annotated[list[float] | None, typer.Option(help="From which fraction of the steps, 0 to 1.")] = None,
     end: Annotated[list[float] | None, typer.Option(help="Up to which fraction of the steps, 0 to 1.")] = None,
     fit: Annotated[str, typer.Option(help="For images that are not square: crop, pad, stretch or tile.")] = "crop",
@@ -51,6 +54,10 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
     base: Annotated[str | None, typer.Option(help="A diffusers folder or hub repository; else the embedded.")] = None,
     encoder: Annotated[
         str | None, typer.Option(help="Folder of the image encoder, here or on the hub; else found by itself.")
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(help="Folder of a text tower of the encoder's CLIP, for --subtract; else the base's."),
     ] = None,
     faces: Annotated[
         str | None, typer.Option(help="Folder of a face detector and embedder (ONNX), for adapters that read faces.")
@@ -104,9 +111,10 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
 
     check_output(output)
     of_images = {"weight": weight, "mask": mask, "start": start, "end": end, "face": face, "structure": structure}
+    of_images["subtract"] = subtract
     prompts = image_prompts(image or [], fit, **of_images)
     models = {"base": base, "adapter": adapter, "encoder": encoder, "scheduler": scheduler, "faces": faces}
-    models |= {"part": part, "variant": variant, "lora": lora, "guidance": guidance}
+    models |= {"part": part, "variant": variant, "lora": lora, "guidance": guidance, "text_encoder": text_encoder}
     wanted, named = request_of(
         request,
         prompt,
@@ -133,7 +141,7 @@ def generate(  # noqa: PLR0913  (a command's options are its parameters)
 
 
 # What a request file may name beside the request, as options do.
-NAMES = ("base", "adapter", "part", "variant", "lora", "encoder", "faces", "guidance", "scheduler")
+NAMES = ("base", "adapter", "part", "variant", "lora", "encoder", "text_encoder", "faces", "guidance", "scheduler")
 
 
 def request_of(
@@ -328,7 +336,7 @@ def attach_adapter(pipe: Any, named: Mapping[str, str | None], *, offload: bool 
     else:
         loaded = load_adapter(adapter, **of_adapter)
     faces = None if named["faces"] is None else FaceEncoder.from_folder(named["faces"])
-    options: dict[str, Any] = {"guidance": named["guidance"], "offload": offload}
+    options: dict[str, Any] = {name: named[name] for name in ("guidance", "text_encoder")} | {"offload": offload}
     return attach(pipe, loaded, image_encoder=named["encoder"], face_encoder=faces, **options)
 
 

@@ -11,11 +11,13 @@ WORDS = (
     (r"\bfeatures=(?!\w)", SAVED),
     (r", or load the detector with a lower min_score", ""),
     (r"\bface_encoder=", "--faces"),
+    (r"\btext_encoder=", "--text-encoder"),
+    (r"\bsubtract=(?!\w)", "--subtract"),
     (r"\bimage_encoder='([^']*)'", r"--encoder \1"),
     (r"\bimage_encoder=", "--encoder"),
     (r"\b(part|variant|lora|guidance)='([^']*)'", r"--\1 \2"),
     (r"\b(part|variant|lora|guidance)=(?!\w)", r"--\1"),
-    (r"(--[a-z]+(?: [^\s,;]+)?) to attach\b", r"\1"),
+    (r"(--[a-z-]+(?: [^\s,;]+)?) to attach\b", r"\1"),
 )
 
 

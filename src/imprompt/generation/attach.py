@@ -21,6 +21,7 @@ from imprompt.generation.faces import FaceFeatures, check_face_encoders, face_en
 from imprompt.generation.features import EncoderFeatures, EncoderSource, cached, find_encoders, load_encoder
 from imprompt.generation.region_texts import Regions, encode_texts, resolve_texts
 from imprompt.generation.resolve import resolve
+from imprompt.generation.text_features import TextFeatures, TextSource
 from imprompt.prompts.image_prompt import ImagePrompt
 from imprompt.prompts.text_region import TextRegion
 
@@ -34,11 +35,13 @@ class PipelineAttachment(Attachment):
         *adapters: Adapter,
         image_encoder: EncoderSource | Sequence[EncoderSource | None] | None = None,
         face_encoder: FaceEncoder | Sequence[FaceEncoder | None] | None = None,
+        text_encoder: TextSource | None = None,
         cache: FeatureCache | None = None,
         **options: Any,
     ) -> None:
         super().__init__(target, *adapters, **options)
         self._cache = FeatureCache() if cache is None else cache
+        self._texts = TextFeatures(text_encoder, self.pipe, lambda: self.device)
         try:
             self._sources = self._find_sources(image_encoder, face_encoder)
         except BaseException:
@@ -83,7 +86,7 @@ class PipelineAttachment(Attachment):
         if any(texts):
             text_layer_of(self.family, self.host)  # refused before anything is encoded
         with torch.no_grad(), self._present({prompt.adapter for row in rows for prompt in row}):
-            resolved = resolve(rows, self.adapters, self._sources, size=size, blocks=self._blocks())
+            resolved = resolve(rows, self.adapters, self._sources, size=size, blocks=self._blocks(), texts=self._texts)
             encoded = encode_texts(self.pipe, texts, self.device, **encoding)
             self._set(replace(resolved, texts=resolve_texts(encoded, size=size)))
 
@@ -111,7 +114,11 @@ class PipelineAttachment(Attachment):
 
     def describe_encoders(self) -> list[dict[str, str]]:
         """Name and fingerprint of the encoders of every adapter that has used or been given some."""
-        return [
+        texts = [
+            {"adapter": name, "name": encoder.spec.name, "fingerprint": encoder.spec.fingerprint}
+            for name, encoder in self._texts.used.items()
+        ]
+        return texts + [
             {"adapter": source.spec.name, "name": encoder.spec.name, "fingerprint": encoder.spec.fingerprint}
             for source in self._sources
             for encoder in source.encoders
@@ -143,11 +150,12 @@ class PipelineAttachment(Attachment):
         return cached(encoder, self._cache)
 
 
-def attach(
+def attach(  # noqa: PLR0913  (a name for each thing that may be given)
     target: Any,
     *adapters: Adapter,
     image_encoder: EncoderSource | Sequence[EncoderSource | None] | None = None,
     face_encoder: FaceEncoder | Sequence[FaceEncoder | None] | None = None,
+    text_encoder: TextSource | None = None,
     offload: bool = False,
     fuse: bool = True,
     guidance: str | None = None,
@@ -171,6 +179,8 @@ def attach(
             the image encoder looks at the aligned face. Where nothing but faces is read, `image_encoder` may be the
             face encoder as well. There is no default: which face networks to use, and under which licence, is yours to
             say.
+        text_encoder: the text tower of the same CLIP as the image encoder, for prompts that subtract a text: a
+            `TextEncoder`, or its folder or hub folder; by default the pipeline's that projects (SDXL's second).
         offload: move the adapters' weights, and an encoder loaded here, off the device when they have done their work.
             What works at every step stays: the LoRA of a FaceID adapter, and all of an adapter whose keys and values
             depend on the timestep (Stable Diffusion 3.5).
@@ -204,6 +214,7 @@ def attach(
         *adapters,
         image_encoder=image_encoder,
         face_encoder=face_encoder,
+        text_encoder=text_encoder,
         cache=cache,
         offload=offload,
         fuse=fuse,

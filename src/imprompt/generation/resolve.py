@@ -16,8 +16,10 @@ from imprompt.adapter.conditioning import Branch, Conditioning
 from imprompt.adapter.spec import AdapterSpec, FacePlusSpec
 from imprompt.core.errors import EncoderMismatch, PromptError
 from imprompt.core.images import Fit, load_image
+from imprompt.encoders.base import EncoderSpec, ImageEncoder
 from imprompt.generation.regions import stack_regions
 from imprompt.generation.scales import column_scales
+from imprompt.generation.text_features import TextFeatures, without_texts
 from imprompt.generation.views import combined, encode_negatives, encode_prompts
 from imprompt.prompts.expand import expand
 from imprompt.prompts.image_prompt import FaceChoice, ImagePrompt
@@ -64,6 +66,7 @@ def resolve(
     *,
     size: tuple[int, int] | None = None,
     blocks: Sequence[Sequence[str]] | None = None,
+    texts: TextFeatures | None = None,
 ) -> Conditioning:
     """Turn image prompts into conditioning.
 
@@ -77,6 +80,7 @@ def resolve(
         size: height and width of the picture to be made, in pixels; masks of another shape are refused then.
         blocks: for each adapter the block of each of its sites, which prompts may weigh apart; if None, every site is
             known by its number in checkpoints.
+        texts: what encodes the texts that prompts subtract.
 
     Raises:
         PromptError: no rows, a prompt names an adapter or blocks that are not there, or asks of an adapter what it
@@ -94,7 +98,7 @@ def resolve(
         labels = [str(index) for index in spec.site_indices] if blocks is None else blocks[number]
         null_scale = 0.0 if spec.null_image == "none" else 1.0
         scales = column_scales(column, labels, spec.site_widths, null_scale=null_scale)
-        tokens = _column_tokens(column, adapters[number], sources[number])
+        tokens = _column_tokens(column, adapters[number], sources[number], texts)
         branches.append(Branch(**tokens, **scales, region=stack_regions(column, size), adapter=number))
     return Conditioning(branches=tuple(branches), rows=len(rows))
 
@@ -116,15 +120,16 @@ def _columns(rows: Sequence[Row], num_adapters: int) -> dict[tuple[int, int], li
 
 
 def _column_tokens(
-    column: Sequence[ImagePrompt | None], adapter: Adapter, source: FeatureSource
+    column: Sequence[ImagePrompt | None], adapter: Adapter, source: FeatureSource, texts: TextFeatures | None
 ) -> dict[str, Tensor | None]:
     """Everything about tokens that a branch holds, by the names of its fields."""
     check_face_options(column, adapter.spec)
     for prompt in column:
         check_origin(prompt, adapter.spec, source)
+    features = column_features(column, adapter, source)
     read = zip(
         column,
-        column_features(column, adapter, source),
+        without_texts(column, features, adapter.spec, vision_of(source), texts),
         column_crops(column, adapter, source),
         encode_negatives(column, source.features),
         strict=True,
@@ -169,6 +174,12 @@ def column_features(
         return features
     encoded = encode_prompts(column, source.features)
     return [given if made is None else made for given, made in zip(features, encoded, strict=True)]
+
+
+def vision_of(source: FeatureSource) -> EncoderSpec | None:
+    """What makes the features of a source, as far as it is at hand."""
+    encoders: Sequence[ImageEncoder] = getattr(source, "encoders", ())
+    return next((encoder.spec for encoder in encoders), None)
 
 
 def column_crops(

@@ -55,6 +55,7 @@ def column_scales(
         "by_noise": by_noise(column),
         "key_scale": _key_scale(column, torch.where(swap, swapped_scale, scale)),
         "match": _match(column),
+        "joint": _joint(column),
     }
 
 
@@ -90,6 +91,11 @@ def _penalties(column: Column, widths: Sequence[int]) -> Float[Tensor, "sites ro
 def _key_scale(column: Column, scale: Tensor) -> Float[Tensor, "steps sites rows"] | None:
     chosen = _chosen(column, "keys and values", "channel penalty")
     return torch.where(chosen, scale, 1.0) if bool(chosen.any()) else None
+
+
+def _joint(column: Column) -> Bool[Tensor, " rows"] | None:
+    chosen = _chosen(column, "joint softmax")
+    return chosen if bool(chosen.any()) else None
 
 
 def _match(column: Column) -> Float[Tensor, " rows"] | None:

@@ -20,7 +20,7 @@ from imprompt.prompts.schedule import Curve, Unit
 
 Framing: TypeAlias = Fit | Literal["tile"]
 FaceChoice: TypeAlias = Literal["largest"] | int | Tensor
-AttentionMode: TypeAlias = Literal["values", "keys and values", "channel penalty", "norm matched"]
+AttentionMode: TypeAlias = Literal["values", "keys and values", "channel penalty", "norm matched", "joint softmax"]
 
 FRAMINGS: tuple[Framing, ...] = ("crop", "pad", "stretch", "tile")
 ATTENTIONS: tuple[AttentionMode, ...] = get_args(AttentionMode)
@@ -85,12 +85,16 @@ class ImagePrompt:
         detail_weight: How much of the features they make up, from 0 to 1.
         attention: What the weight multiplies: `"values"`, as published; `"keys and values"`, so that it also sharpens;
             `"channel penalty"`, the same, and less in narrow blocks; `"norm matched"` brings the image's part to the
-            length of the text's first.
+            length of the text's first; `"joint softmax"` has image and text share one softmax, in which the weight, from
+            0, multiplies the image's part: `log weight` is added to its logits.
         origin: What made `features`, where it is known; another encoder's are refused.
         face: Whose face, for adapters of faces: `"largest"`, a number counted from 0 at the left, or an embedding that
             it is to be like; as the face encoder says if None.
         crop_features: Beside `features`, for FaceID-Plus: what its image encoder made of the aligned faces,
             `[length, width]` or `[pictures, length, width]`.
+        subtract: A text whose features are taken from each picture's, as InstantStyle does to keep a style without its
+            content; for adapters of pooled features, beside the text tower of the same CLIP.
+        subtract_weight: How much of them.
         structure: For FaceID-Plus version 2: how strongly the face's picture counts beside the identity (`s_scale`).
 
     Raises:
@@ -122,6 +126,8 @@ class ImagePrompt:
     face: FaceChoice | None = None
     crop_features: Tensor | None = None
     structure: float = 1.0
+    subtract: str | None = None
+    subtract_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if (self.image is None) == (self.features is None):
@@ -134,6 +140,7 @@ class ImagePrompt:
         self._check_masks()
         self._check_framing()
         self._check_several()
+        self._check_joint()
         self._check_face()
         if not is_index(self.adapter):
             raise PromptError(f"adapter must be an attached adapter's number, counted from 0; got {self.adapter!r}.")
@@ -231,6 +238,10 @@ class ImagePrompt:
 
     def _check_several(self) -> None:
         check_combine(self.combine)
+        text: Any = self.subtract
+        if not isinstance(text, str | None) or text == "":
+            raise PromptError(f"subtract must be a text; got {kind_of(text)}.")
+        check_number("subtract_weight", self.subtract_weight)
         if self.combine != "concat" and (self.has_mask_each or self.fit == "tile"):
             what = "masks for each picture" if self.has_mask_each else "fit='tile'"
             raise PromptError(
@@ -245,6 +256,11 @@ class ImagePrompt:
             check_number(f"image_weights[{place}]", value)
         if self.image is not None and len(cast(Sequence[object], weights)) != len(self.images):
             raise PromptError(f"{len(self.image_weights or ())} image_weights for {len(self.images)} pictures.")
+
+    def _check_joint(self) -> None:
+        least = min(self.weight, self.second_weight or 0.0, *(self.image_weights or ()))
+        if self.attention == "joint softmax" and least < 0.0:
+            raise PromptError(f"attention='joint softmax' shares attention out, so weights start at 0; got {least!r}.")
 
     def _check_face(self) -> None:
         face: Any = self.face

@@ -27,7 +27,7 @@ SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 MAX_BYTES = 1_000_000  # of a request file; a larger one is none
 
 _FROM_CODE = ("features", "crop_features", "origin")  # tensors, which a text cannot hold
-_NUMBERS = ("weight", "start", "end", "second_weight", "feather", "detail_weight", "structure")
+_NUMBERS = ("weight", "start", "end", "second_weight", "feather", "detail_weight", "structure", "subtract_weight")
 _PROMPT_KEYS = (*(field.name for field in fields(ImagePrompt) if field.name not in (*_FROM_CODE, "_")), "saved")
 _REGION_KEYS = tuple(field.name for field in fields(TextRegion) if field.name not in ("embeds", "_"))
 

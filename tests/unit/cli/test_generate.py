@@ -90,6 +90,8 @@ def test_another_base_with_its_adapter(embedded, run, cat, tmp_path):
         (("-i", "cat.png", "--weight", "1", "--weight", "2"), "2 --weight for 1 --image"),
         (("a", "--mask", "cat.png"), "1 --mask for 0 --image"),
         (("-i", "cat.png", "--mask", "missing.png"), "does not exist"),
+        (("-i", "cat.png", "--subtract", "a cat"), "takes a text from pooled features"),
+        (("-i", "cat.png", "--adapter", "global", "--subtract", "a cat"), "pass --text-encoder"),
         (("a", "--region", "b"), "0 --region-mask for 1 --region"),
         (("a", "--region", "b", "--region-mask", "missing.png"), "does not exist"),
         (("a", "--region", "b", "--region-mask", "0,0,0,1"), "a box needs"),
