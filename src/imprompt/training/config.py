@@ -233,7 +233,7 @@ class ValidationConfig(Part):
 
     Attributes:
         every: Steps between validations; 0 never validates.
-        num_samples: Samples of the fixed validation.
+        num_samples: Rows of the fixed validation; where fewer samples are held out, each has several, with other noise.
         num_buckets: Equal parts of the schedule that its loss is told for.
         sheet_every: Steps between contact sheets; 0 draws none.
         prompts: Texts of the sheet, beside the image alone; none takes captions of validation samples.

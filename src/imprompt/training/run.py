@@ -25,7 +25,7 @@ from imprompt.training.distributed import Processes, connect, shard_frozen
 from imprompt.training.features.store import FeatureStore
 from imprompt.training.feedback import Feedback
 from imprompt.training.initial import initial_adapter
-from imprompt.training.inputs import FEATURES, AdapterInputs, ReferenceSource, TargetSource
+from imprompt.training.inputs import CROP, FEATURES, AdapterInputs, ReferenceSource, TargetSource
 from imprompt.training.loop import RunOptions, Trainer
 from imprompt.training.noise import noise_process
 from imprompt.training.order import BatchOrder, generator_at
@@ -240,7 +240,8 @@ class Run:
         first = len(self.inputs.members) - len(members)
         samples = first + torch.arange(len(members))
         size = self.config.loop.micro_batch_size or self.config.loop.batch_size
-        plan = plan_validation(samples, self.buckets.bucket_of[members], groups_of(self.manifest, members), size)
+        groups = groups_of(self.manifest, members)
+        plan = plan_validation(samples, self.buckets.bucket_of[members], groups, size, config.num_samples)
         return Feedback(
             task=task,
             adapter=self.adapter,
@@ -260,10 +261,7 @@ class Run:
         if not config.validation.sheet_every or not (numbers or config.validation.references):
             return None
         faces = config.adapter.face_networks
-        samples = [
-            SheetReference(ImagePrompt(self.manifest.image(number)), tuple(self.manifest.captions(number)[:1]))
-            for number in numbers
-        ]
+        samples = [self._sheet_reference(number) for number in numbers]
         return SheetPainter(
             self.base.pipeline(),
             plan_sheet(config.validation, samples, size=config.data.resolution),
@@ -271,6 +269,17 @@ class Run:
             face_encoder=None if faces is None else FaceEncoder.from_folder(faces),
             training=task.attachment,
         )
+
+    def _sheet_reference(self, number: int) -> SheetReference:
+        """What a sample is trained to follow, with its caption; kept features where nothing here could embed a face."""
+        followed = self.manifest.reference_ids(number, self.config.data.references)[0]
+        picture = self.manifest.image(followed)
+        prompt = ImagePrompt(picture)
+        if self.adapter.spec.features.layer == "face_embeds" and self.config.adapter.face_networks is None:
+            first, rows = torch.zeros(1, dtype=torch.long), torch.tensor([followed])
+            kept = {name: store.rows(first, rows)[0] for name, store in self.stores.items() if name != LATENTS}
+            prompt = ImagePrompt(features=kept[FEATURES], crop_features=kept.get(CROP))
+        return SheetReference(prompt, tuple(self.manifest.captions(number)[:1]), picture)
 
 
 def successors(buckets: Int[Tensor, " members"]) -> Int[Tensor, " members"]:

@@ -167,7 +167,7 @@ def plan_validation(
         micro_batch_size: Largest part; at least two rows, without which there is no shuffling, are always taken.
         num_rows: Rows in all, where samples are so few that each is to have several; by default each has one.
     """
-    turns = torch.arange(num_rows or len(samples)) % max(1, len(samples))
+    turns = torch.arange(num_rows or len(samples)) % len(samples) if len(samples) else torch.arange(0)
     samples, buckets, groups = samples[turns], buckets[turns], groups[turns]
     order = torch.randperm(len(samples), generator=generator_at(VALIDATION_SEED, "places"))
     places = (order + 0.5) / max(1, len(samples))

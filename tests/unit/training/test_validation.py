@@ -150,6 +150,12 @@ def test_nothing_to_compare_is_no_number():
     assert math.isnan(gain.mean) and math.isnan(gain.error) and gain.count == 0
 
 
+def test_no_samples_are_no_rows():
+    plan = plan_of(0, num_rows=8)
+    assert not plan.parts and not len(plan.samples)
+    assert validate(Toy([1.0], 0.5), plan).loss.count == 0
+
+
 def test_training_goes_on_as_if_there_had_been_no_validation():
     task = Toy([1.0, -1.0] * 2, 0.5)
     task.model[0].eval()  # a part that its owner has put to rest
