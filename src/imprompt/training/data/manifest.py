@@ -73,7 +73,7 @@ class Manifest:
         return cls(path, found, with_schema(table, str(path)), int(metadata.get(_NUM_LOST, b"0")))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Manifest.read, (self.path, self.root)
+        return _read_again, (self.path, self.root)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -186,6 +186,11 @@ class Manifest:
         return self.numbers(self.table["face_image"].to_pylist()).numpy()
 
 
+def _read_again(path: Path, root: Path) -> Manifest:
+    """A function by its name, which every way of pickling sends; some send a class's method as its code."""
+    return Manifest.read(path, root)
+
+
 def write_manifest(
     source: str | Path,
     output: str | Path,
@@ -248,7 +253,7 @@ def _check_budget(source: Path, kept: int, losses: list[Loss], budget: float, li
     if len(losses) > budget * total:
         raise DataError(
             f"'{source}' has lost {len(losses):,} of {total:,} samples, and {budget:.1%} may be lost; the first is "
-            f"{losses[0].where!r}: {losses[0].reason}. All are listed in '{listed}'; mend them or raise bad_samples."
+            f"{losses[0].where!r}: {losses[0].reason.rstrip('.')}. All are listed in '{listed}'; mend them or raise bad_samples."
         )
 
 
