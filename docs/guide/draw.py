@@ -1,6 +1,7 @@
 """Draws the pictures of `compose.md` with the embedded model: `python docs/guide/draw.py`, a few minutes on a CPU."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import imprompt
@@ -9,7 +10,7 @@ from imprompt.core.chart import bar_chart
 from imprompt.core.files import atomic_write
 from imprompt.core.images import load_image
 from imprompt.core.sheet import contact_sheet
-from imprompt.prompts import Box, Noise, Polygon
+from imprompt.prompts import Box, Noise, Polygon, TextRegion
 from imprompt.prompts.blocks import PRESETS, block_factors, forward_blocks
 
 HERE = Path(__file__).parent
@@ -85,6 +86,17 @@ SHEETS: dict[str, tuple[str, Sequence[Column]]] = {
 }
 
 
+SUN, FISH = TextRegion("a yellow sun", LEFT), TextRegion("a blue fish", RIGHT)
+TEXTS: Sequence[tuple[str, dict[str, object]]] = [
+    ("a yellow sun", {"prompt": "a yellow sun"}),
+    ("a blue fish", {"prompt": "a blue fish"}),
+    ("sun | fish", {"regions": [SUN, FISH]}),
+    ("feathered", {"regions": [replace(SUN, feather=0.15), replace(FISH, feather=0.15)]}),
+    ("sun, fish 0.3", {"prompt": "a yellow sun", "regions": [replace(FISH, weight=0.3)]}),
+    ("picture | fish", {"image_prompts": [ImagePrompt(BURGER, mask=LEFT)], "regions": [FISH]}),
+]
+
+
 def wide() -> object:
     """A reference that is no square: two pictures side by side."""
     from PIL import Image
@@ -114,6 +126,15 @@ def save(image: object, name: str) -> None:
         image.convert("RGB").quantize(128).save(temporary, format="PNG", optimize=True)
 
 
+def sheet_of(pipe: object, images: object, columns: Sequence[tuple[str, dict[str, object]]]) -> object:
+    """A row a seed, a column for each of the requests."""
+    requests = [Request(**said, seed=seed, steps=20, guidance_scale=3.0) for seed in SEEDS for _, said in columns]
+    pictures = [result.images[0] for result in imprompt.generate(pipe, images, requests, batch_size=12)]
+    count = len(columns)
+    table = [pictures[row * count : (row + 1) * count] for row in range(len(SEEDS))]
+    return contact_sheet(table, [label for label, _ in columns], cell=CELL)
+
+
 def main() -> None:
     """Draw everything."""
     charts = []
@@ -133,16 +154,9 @@ def main() -> None:
     pipe = imprompt.load_pipeline()
     with imprompt.attach(pipe, imprompt.load_adapter(emoji.adapter_file())) as images:
         for name, (text, columns) in {**SHEETS, "framing": ("", framing())}.items():
-            requests = [
-                Request(prompt=text, image_prompts=prompts, seed=seed, steps=20, guidance_scale=3.0)
-                for seed in SEEDS
-                for _, prompts in columns
-            ]
-            results = imprompt.generate(pipe, images, requests, batch_size=12)
-            pictures = [result.images[0] for result in results]
-            count = len(columns)
-            table = [pictures[row * count : (row + 1) * count] for row in range(len(SEEDS))]
-            save(contact_sheet(table, [label for label, _ in columns], cell=CELL), name)
+            said = [(label, {"prompt": text, "image_prompts": prompts}) for label, prompts in columns]
+            save(sheet_of(pipe, images, said), name)
+        save(sheet_of(pipe, images, TEXTS), "texts")
 
 
 if __name__ == "__main__":
