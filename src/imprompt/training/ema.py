@@ -22,8 +22,9 @@ class ExponentialMovingAverage:
     def update(self, step: int) -> None:
         """Move the average towards the parameters after the step of the given number."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, average in self._averages.items():
-            average.lerp_(self._parameters[name], 1.0 - decay)
+        parameters = [value.detach() for value in self._parameters.values()]
+        averages = [*self._averages.values()]
+        torch._foreach_lerp_(averages, parameters, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def state_dict(self) -> dict[str, Tensor]:
         """State of the model with averaged parameters."""

@@ -1,138 +1,102 @@
-"""One training loop for every stage: resumable to the bit, interruptible at any step, watched by a progress bar."""
+"""One training loop for every task: resumable to the bit, interruptible at any step, in one process or many."""
 
-import json
+import importlib.metadata
 import logging
-import signal
-import sys
+import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from imprompt.training.checkpointing import (
-    Checkpoint,
-    load_checkpoint,
-    newest_checkpoint,
+from imprompt.training.batches import Portion, read_portions, split_batch
+from imprompt.training.checkpointing import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from imprompt.training.config import LoopConfig, OptimizerConfig
+from imprompt.training.distributed import Processes, connect, join_gradients
+from imprompt.training.ema import ExponentialMovingAverage
+from imprompt.training.errors import OtherRun
+from imprompt.training.meter import LossWatch, Meter, memory_gigabytes, progress_bar, record_divergence
+from imprompt.training.optimizers import (
+    autocast_format,
+    build_optimizer,
     optimizer_tensors,
     restore_optimizer,
-    save_checkpoint,
+    trainable,
 )
-from imprompt.training.ema import ExponentialMovingAverage
-from imprompt.training.errors import TrainingDiverged
-from imprompt.training.order import batch_indices, generator_at
-from imprompt.training.schedule import Schedule, learning_rate_factor
+from imprompt.training.order import generator_at
+from imprompt.training.schedule import learning_rate_factor
+from imprompt.training.stopping import StopRequests, stop_requests
+from imprompt.training.task import Exports, Task
+from imprompt.training.tracking import Tracking
 
 logger = logging.getLogger(__name__)
 
+PACKAGES = ("imprompt", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
+"""Whose versions a checkpoint tells."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """How long and how fast a stage trains.
+class RunOptions:
+    """What the loop does beside training, and what it notes down.
 
     Attributes:
-        folder: Run folder: `checkpoints/`, `log.jsonl`.
-        num_steps: Steps of the whole run.
-        batch_size: Examples a step.
-        learning_rate: Peak learning rate of AdamW.
-        warmup_steps: Steps of its linear rise.
-        schedule: What follows the rise.
-        weight_decay: Of AdamW, on matrices and kernels; vectors are spared.
-        betas: Of AdamW.
-        max_gradient_norm: Gradients are clipped to this norm.
-        ema_decay: Of the averaged weights, which are what a stage hands on.
-        seed: Decides data order and all randomness.
-        bfloat16: Autocast to bfloat16; None does so where the device computes in it.
-        device: Where the model is trained; random numbers are drawn on the CPU, so they are the same everywhere.
-        checkpoint_every: Steps between checkpoints.
+        num_workers: Processes that read ahead.
         preview_every: Steps between previews; 0 draws none.
-        log_every: Steps between log lines.
-        minutes: Time after which this call stops at a checkpoint; None trains to the end.
+        preview_everywhere: Call the preview in all processes, as a sharded base needs; the task then writes in the main
+            one alone.
+        data: Fingerprint of the data, such as a manifest's hash; another one is another run.
+        config: The whole resolved configuration, for checkpoints and trackers.
     """
 
-    folder: Path
-    num_steps: int
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int = 200
-    schedule: Schedule = "constant"
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
-    max_gradient_norm: float = 1.0
-    ema_decay: float = 0.999
-    seed: int = 0
-    bfloat16: bool | None = None
-    device: str = "cpu"
-    checkpoint_every: int = 500
+    num_workers: int = 0
     preview_every: int = 0
-    log_every: int = 50
-    minutes: float | None = None
-
-
-@runtime_checkable
-class Task(Protocol):
-    """What is trained: a model, a number of examples and a loss."""
-
-    @property
-    def model(self) -> nn.Module:
-        """Everything that is trained and saved."""
-        ...
-
-    @property
-    def num_examples(self) -> int:
-        """Examples of an epoch."""
-        ...
-
-    def loss(
-        self, indices: Int[Tensor, " batch"], generator: torch.Generator
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Loss of the examples and figures for the log; all randomness comes from the generator."""
-        ...
-
-    def preview(self, step: int) -> None:
-        """Draw what the (averaged) model makes now."""
-        ...
-
-
-@dataclass
-class _Meter:
-    """Means of logged figures, and speed, since the last line."""
-
-    started: float = field(default_factory=time.monotonic)
-    num_steps: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-
-    def add(self, figures: dict[str, Tensor]) -> None:
-        self.num_steps += 1
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-
-    def means(self, batch_size: int) -> dict[str, float]:
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        means = {name: round(total / self.num_steps, 5) for name, total in self.sums.items()}
-        return {**means, "images_per_second": round(self.num_steps * batch_size / seconds, 1)}
+    preview_everywhere: bool = False
+    data: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
     """State of one run: model, its average, optimizer, and the number of steps taken."""
 
-    def __init__(self, task: Task, config: LoopConfig) -> None:
-        """Take up the run in `config.folder` where its newest intact checkpoint left it, or begin it."""
+    def __init__(
+        self, task: Task, loop: LoopConfig, optimizer: OptimizerConfig, options: RunOptions | None = None
+    ) -> None:
+        """Take up the run in `loop.output` where its newest intact checkpoint left it, or begin it.
+
+        Args:
+            task: What is trained.
+            loop: How long, and what it leaves.
+            optimizer: How weights move.
+            options: All else.
+
+        Raises:
+            OtherRun: The folder holds a run with another seed, batch size, optimizer, model or other data.
+            ImpromptError: The batch cannot be shared out over the processes, or a package is not installed.
+        """
         self.task = task
-        self.config = config
+        self.loop = loop
+        self.settings = optimizer
+        self.options = options or RunOptions()
         self.step = 0
-        self._bfloat16 = _computes_bfloat16(config.device) if config.bfloat16 is None else config.bfloat16
-        task.model.to(config.device)
-        self.optimizer = _adamw(task.model, config)
-        self.average = ExponentialMovingAverage(task.model, config.ema_decay)
+        self.processes = connect(loop.device)
+        task.model.to(self.processes.device)
+        self.optimizer = build_optimizer(task.model, optimizer)
+        decay = optimizer.ema_decay
+        self.average = ExponentialMovingAverage(task.model, decay) if decay else None
+        self._split = split_batch(task.order, loop, self.processes)
+        self._format = autocast_format(loop.autocast, self.processes.device)
+        is_half = self._format is torch.float16
+        self._scaler = torch.amp.GradScaler(self.processes.device.type, enabled=is_half)
+        self._watch = LossWatch(loop.output, self.processes, norms_may_overflow=is_half)
+        self._meter = Meter()
         self._resume()
+        self._saved_step = self.step
+        self._joined = join_gradients(_LossModule(task), self.processes)
 
     def train(self) -> int:
         """Train to the last step, to the end of the time budget, or until SIGTERM or SIGINT.
@@ -141,59 +105,97 @@ class Trainer:
             Number of steps taken since the run began.
 
         Raises:
-            TrainingDiverged: The loss is not finite.
+            TrainingDiverged: A loss or gradient is not finite.
+            DiskFull: A checkpoint does not fit.
         """
-        config = self.config
-        deadline = None if config.minutes is None else time.monotonic() + 60 * config.minutes
-        meter = _Meter()
-        with _stop_requests() as requests, _progress_bar(config, self.step) as bar:
-            while self.step < config.num_steps and not requests and not _is_past(deadline):
-                meter.add(self._take_step())
-                bar.update(config.batch_size)
-                if self.step % config.log_every == 0:
-                    bar.set_postfix(self._log(meter))
-                    meter = _Meter()
-                self._save_and_preview()
-        if self.step % config.checkpoint_every:
+        loop, processes = self.loop, self.processes
+        self.task.model.train()
+        with self._tracking() as tracking, stop_requests(loop.minutes) as requests, closing(self._read()) as portions:
+            with progress_bar(loop, self.step, is_shown=processes.is_main) as bar:
+                while self.step < loop.num_steps and not self._shall_stop(requests):
+                    self._take_step(next(portions))
+                    bar.update(loop.batch_size)
+                    if self.step % loop.log_every == 0:
+                        bar.set_postfix(self._log(tracking))
+                    self._save_and_preview(tracking)
             self._save()
         return self.step
 
-    def _take_step(self) -> dict[str, Tensor]:
-        config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(
-                self.step, num_steps=config.num_steps, warmup_steps=config.warmup_steps, schedule=config.schedule
-            )
-        indices = batch_indices(self.step, config.batch_size, self.task.num_examples, config.seed)
-        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=self._bfloat16):
-            loss, figures = self.task.loss(indices, generator_at(config.seed, "step", self.step))
-        if not torch.isfinite(loss):
-            raise TrainingDiverged(
-                f"the loss is {loss.item()} at step {self.step}; run again from the last checkpoint in "
-                f"'{config.folder}' with a lower learning rate than {config.learning_rate}"
-            )
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(_trainable(self.task.model), config.max_gradient_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.average.update(self.step)
-        self.step += 1
-        return {"loss": loss.detach(), **figures, "gradient_norm": norm}
+    def _read(self) -> Generator[list[Portion]]:
+        steps = range(self.step, self.loop.num_steps)
+        workers, device = self.options.num_workers, self.processes.device
+        return read_portions(self.task, self._split, steps, num_workers=workers, device=device)
 
-    def _save_and_preview(self) -> None:
-        config = self.config
-        if self.step % config.checkpoint_every == 0:
+    def _shall_stop(self, requests: StopRequests) -> bool:
+        """Whether any process was asked to stop; all of them stop after the same step."""
+        return self.processes.any(requests.any)
+
+    def _take_step(self, portions: list[Portion]) -> None:
+        settings, model = self.settings, self.task.model
+        torch.manual_seed(generator_at(self.loop.seed, "model", self.step, self.processes.index).initial_seed())
+        rate = settings.learning_rate * learning_rate_factor(
+            self.step,
+            num_steps=self.loop.num_steps,
+            warmup_steps=settings.warmup_steps,
+            schedule=settings.schedule,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = torch.stack([self._backward(portion, portion is portions[-1]) for portion in portions]).sum()
+        self._scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(trainable(model), settings.max_gradient_norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.step)
+        self._meter.add({"loss": loss, "gradient_norm": norm})
+        self._meter.num_steps += 1
+        self._watch.note(self.step, loss, norm)
+        self.step += 1
+
+    def _backward(self, portion: Portion, is_last: bool) -> Tensor:
+        """Add a portion's gradients; with the last they are averaged over the processes.
+
+        Returns:
+            The portion's part of the loss.
+        """
+        device = self.processes.device
+        batch = portion.to(device)
+        with self._averaging(is_last):
+            with torch.autocast(device.type, self._format, enabled=self._format is not None):
+                loss, figures = self._joined(batch)
+            loss = loss * portion.weight
+            self._scaler.scale(loss).backward()
+        self._meter.add(figures, portion.weight)
+        return loss.detach()
+
+    def _averaging(self, wanted: bool) -> AbstractContextManager[Any]:
+        if wanted or not isinstance(self._joined, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return self._joined.no_sync()
+
+    def _save_and_preview(self, tracking: Tracking | None) -> None:
+        if self.step % self.loop.checkpoint_every == 0:
             self._save()
-        if config.preview_every and self.step % config.preview_every == 0:
-            with self._averaged_weights():
-                self.task.preview(self.step)
+        every = self.options.preview_every
+        if every and self.step % every == 0:
+            preview = partial(self._preview, tracking)
+            _ = preview() if self.options.preview_everywhere else self.processes.on_main(preview)
+
+    def _preview(self, tracking: Tracking | None) -> None:
+        with self._averaged_weights():
+            figures = self.task.preview(self.step)
+        if tracking is not None and figures:
+            tracking.log(self.step, figures)
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
         """The averaged weights in the model, the trained ones back afterwards."""
         model = self.task.model
         trained = {name: value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self.average.state_dict())
+        if self.average is not None:
+            model.load_state_dict(self.average.state_dict())
         model.eval()
         try:
             with torch.no_grad():
@@ -202,100 +204,159 @@ class Trainer:
             model.load_state_dict(trained)
             model.train()
 
-    def _save(self) -> None:
-        tensors = {
-            "model": self.task.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer),
+    def _check(self) -> None:
+        """Stop if a loss since the last look was no number; the steps' figures are read here and not before."""
+        found = self._watch.first_bad_step()
+        if found is None:
+            return
+        step, losses = found
+        bucket, samples = self.task.order.at(step)
+        record = {
+            "step": step,
+            "bucket": bucket,
+            "samples": samples.tolist(),
+            "seed": self.loop.seed,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **losses,
         }
-        counters = {"step": self.step, "samples": self.step * self.config.batch_size}
-        save_checkpoint(self.config.folder / "checkpoints", self.step, Checkpoint(tensors, counters))
+        checkpoint = newest_checkpoint(self.loop.output / "checkpoints")
+        raise record_divergence(self.loop.output, record, checkpoint, is_main=self.processes.is_main)
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless there is one of this step."""
+        if self.step == self._saved_step:
+            return
+        self._check()
+        self.processes.on_main(self._write_checkpoint)
+        self._saved_step = self.step
+
+    def _write_checkpoint(self) -> None:
+        tensors = {"model": self.task.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
+        if self.average is not None:
+            tensors["average"] = self.average.state_dict()
+        if self._scaler.is_enabled():
+            tensors["scaler"] = {name: torch.tensor(value) for name, value in self._scaler.state_dict().items()}
+        counters = {"step": self.step, "samples": self.step * self.loop.batch_size}
+        weights = tensors.get("average", tensors["model"])
+        save_checkpoint(
+            self.loop.output / "checkpoints",
+            self.step,
+            Checkpoint(tensors, counters, self._record()),
+            self.loop.keep_checkpoints,
+            partial(self.task.export, weights=weights) if isinstance(self.task, Exports) else None,
+        )
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "sequence": self._sequence(),
+            "config": {
+                "loop": self.loop.model_dump(mode="json"),
+                "optimizer": self.settings.model_dump(mode="json"),
+                **self.options.config,
+            },
+            "environment": environment(self.processes),
+        }
+
+    def _sequence(self) -> dict[str, Any]:
+        """What decides which samples, noise and weights follow on a checkpoint."""
+        return {
+            "seed": self.loop.seed,
+            "batch_size": self.loop.batch_size,
+            "data": self.options.data or f"{self.task.num_examples} examples",
+            "optimizer": self.settings.name,
+        }
 
     def _resume(self) -> None:
-        path = newest_checkpoint(self.config.folder / "checkpoints")
+        path = newest_checkpoint(self.loop.output / "checkpoints")
         if path is None:
             return
         checkpoint = load_checkpoint(path)
-        self.task.model.load_state_dict(checkpoint.tensors["model"])
-        self.average.load_state_dict(checkpoint.tensors["average"])
+        check_same_sequence(self.loop.output, checkpoint.record.get("sequence", {}), self._sequence())
+        weights = checkpoint.tensors["model"]
+        try:
+            self.task.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise OtherRun(
+                f"the run in '{self.loop.output}' trains another model than the one given; give another output folder"
+            ) from error
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint.tensors.get("average", weights))
         restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"])
+        if self._scaler.is_enabled() and "scaler" in checkpoint.tensors:
+            self._scaler.load_state_dict({name: value.item() for name, value in checkpoint.tensors["scaler"].items()})
         self.step = checkpoint.counters["step"]
-        logger.info("resumed %s at step %d", self.config.folder.name, self.step)
+        logger.info("resumed %s at step %d", self.loop.output.name, self.step)
 
-    def _log(self, meter: _Meter) -> dict[str, Any]:
-        means = meter.means(self.config.batch_size)
-        line = {
-            "step": self.step,
-            "samples": self.step * self.config.batch_size,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **means,
-            "time": round(time.time()),
-        }
-        with (self.config.folder / "log.jsonl").open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
-        return means
+    @contextmanager
+    def _tracking(self) -> Iterator[Tracking | None]:
+        """Log and trackers, in the main process."""
+        if not self.processes.is_main:
+            yield None
+            return
+        tracking = Tracking(self.loop.output, self.loop.trackers, self._record()["config"], self.step)
+        try:
+            yield tracking
+        finally:
+            tracking.close()
+
+    def _log(self, tracking: Tracking | None) -> dict[str, Any]:
+        self._check()
+        means = self._meter.means(self.processes, self.loop.batch_size)
+        self._meter = Meter()
+        memory = memory_gigabytes(self.processes.device)
+        if tracking is not None:
+            figures = {
+                "samples": self.step * self.loop.batch_size,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                **means,
+                "memory_gigabytes": memory,
+                "time": round(time.time()),
+            }
+            tracking.log(self.step, figures)
+        return {**{name: value for name, value in means.items() if name != "images_per_second"}, "GB": memory}
 
 
-def train(task: Task, config: LoopConfig) -> int:
+class _LossModule(nn.Module):
+    """A task's loss as a module that knows of what is trained, and of nothing else, such as a frozen base."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self._loss = task.loss
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._loss(batch)
+
+
+def train(task: Task, loop: LoopConfig, optimizer: OptimizerConfig, options: RunOptions | None = None) -> int:
     """Train, or go on training, a task; see `Trainer.train`."""
-    config.folder.mkdir(parents=True, exist_ok=True)
-    return Trainer(task, config).train()
+    loop.output.mkdir(parents=True, exist_ok=True)
+    return Trainer(task, loop, optimizer, options).train()
 
 
-def _adamw(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices and kernels only."""
-    matrices = [value for value in _trainable(model) if value.ndim > 1]
-    vectors = [value for value in _trainable(model) if value.ndim <= 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+def check_same_sequence(folder: Path, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run under settings that would make it another one; a longer run is the same.
+
+    Raises:
+        OtherRun: Something that decides the sequence of samples and noise differs.
+    """
+    for name, value in saved.items():
+        if present[name] != value:
+            raise OtherRun(
+                f"the run in '{folder}' has {name} {value}, and now {name} {present[name]} is asked for, which would "
+                "make it another run; keep what it has, or give another output folder"
+            )
 
 
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [value for value in model.parameters() if value.requires_grad]
+def environment(processes: Processes) -> dict[str, Any]:
+    """Versions and machine that a checkpoint was made with."""
+    versions = {name: _version(name) for name in PACKAGES}
+    machine = {"python": platform.python_version(), "device": processes.device.type, "processes": processes.count}
+    return {**versions, **machine}
 
 
-def _computes_bfloat16(device: str) -> bool:
-    """Whether a device has instructions for bfloat16; a processor without them emulates it, many times slower."""
-    if torch.device(device).type != "cpu":
-        return True
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 cannot tell: float32 is safe
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def _is_past(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() >= deadline
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Signals received so far: SIGTERM and SIGINT ask the loop to stop after the step; a second SIGINT kills."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+def _version(package: str) -> str | None:
     try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _progress_bar(config: LoopConfig, step: int) -> tqdm:
-    """Bar in images; written rarely where nobody watches."""
-    return tqdm(
-        total=config.num_steps * config.batch_size,
-        initial=step * config.batch_size,
-        desc=config.folder.name,
-        unit="image",
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
-    )
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

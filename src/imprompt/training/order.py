@@ -126,8 +126,3 @@ def _feistel(values: Numbers, half_bits: int, keys: Numbers) -> Numbers:
         mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
         left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
     return left << shift | right
-
-
-def batch_indices(step: int, batch_size: int, num_examples: int, seed: int) -> Int[Tensor, " batch"]:
-    """Examples of one batch, where all are alike."""
-    return BatchOrder(num_examples, batch_size, seed).at(step)[1]

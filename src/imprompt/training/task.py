@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -44,11 +44,16 @@ class Draw:
         """What `make(generator, batch_size)` draws for the rows of the global batch, for those taken here."""
         return make(self.generator(purpose), self.batch_size)[self.rows]
 
+    def uniform(self, purpose: str, count: int) -> Float[Tensor, "rows {count}"]:
+        """So many numbers from 0 to 1 for each row."""
+        return self.per_row(purpose, lambda generator, rows: torch.rand(rows, count, generator=generator))
+
     def normal(self, purpose: str, shape: tuple[int, ...]) -> Float[Tensor, " rows *shape"]:
         """Standard normal numbers of the given shape for each row, from the row's own generator."""
         return torch.stack([torch.randn(shape, generator=generator) for generator in self.row_generators(purpose)])
 
 
+@runtime_checkable
 class Task(Protocol):
     """What is trained. All randomness comes from the draw, so that a resumed run is the uninterrupted one.
 
@@ -86,6 +91,7 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
 class Exports(Protocol):
     """A task whose checkpoints also hold what users take away."""
 

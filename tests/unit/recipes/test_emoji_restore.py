@@ -15,7 +15,9 @@ from imprompt.recipes.emoji.paths import models_folder, stage_folder
 from imprompt.recipes.emoji.pipeline import build_pipeline, draw
 from imprompt.recipes.emoji.restore import restore
 from imprompt.training.checkpointing import load_averaged_weights
-from imprompt.training.loop import LoopConfig, Trainer
+from imprompt.training.config import LoopConfig, OptimizerConfig
+from imprompt.training.loop import Trainer
+from imprompt.training.order import BatchOrder
 
 FIGURES = {"step": 1550, "samples": 49600, "loss": 0.49}
 
@@ -41,7 +43,8 @@ def test_the_restored_parts_draw_what_the_bundle_draws(cache):
 
 def test_the_denoisers_run_begins_with_what_shipped(cache):
     task = Untrained(unet.Denoiser(unet.build(), unet._text_encoder()))
-    trainer = Trainer(task, LoopConfig(folder=stage_folder("unet"), num_steps=1, batch_size=1, learning_rate=1e-4))
+    loop = LoopConfig(output=stage_folder("unet"), num_steps=1, batch_size=1, device="cpu")
+    trainer = Trainer(task, loop, OptimizerConfig(ema_decay=0.999))
     shipped = load_file(bundle_folder() / "unet" / "diffusion_pytorch_model.safetensors")
     assert trainer.step == 0
     for name, value in shipped.items():
@@ -80,11 +83,15 @@ class Untrained:
     """A task that is never asked for a loss."""
 
     num_examples = 1
+    order = BatchOrder(1, 1, seed=0)
 
     def __init__(self, model):
         self.model = model
 
-    def loss(self, indices, generator):
+    def batch(self, draw):
+        raise NotImplementedError
+
+    def loss(self, batch):
         raise NotImplementedError
 
     def preview(self, step):

@@ -14,6 +14,7 @@ from imprompt.emoji.styles import STYLES
 from imprompt.recipes.emoji import adapters, autoencoder, bundle, clip, dataset, stages, teacher, tokenizer, unet
 from imprompt.recipes.emoji.paths import models_folder, stage_folder
 from imprompt.recipes.emoji.sources import Subject
+from imprompt.training.task import Draw
 
 SUBJECTS = tuple(
     Subject(hexcode, label, ("thing", "toy"), (), "objects")
@@ -45,8 +46,10 @@ def cache(tmp_path, monkeypatch, pictures):
 def run(stage):
     default_config, runner = stages.STAGES[stage]
     config = default_config()
-    loop = dataclasses.replace(config.loop, num_steps=2, batch_size=4, log_every=1, preview_every=0, bfloat16=False)
+    short = {"num_steps": 2, "batch_size": 4, "log_every": 1, "autocast": "no", "trackers": ()}
+    loop = stages.changed(config.loop, short)
     changes = {"perceptual_weight": 0.0} if isinstance(config, autoencoder.AutoencoderConfig) else {}
+    changes["preview_every"] = 0
     return runner(dataclasses.replace(config, loop=loop, **changes))
 
 
@@ -97,11 +100,25 @@ def test_the_whole_family_fits_into_what_ships():
     assert 2 * num_parameters < bundle.LIMIT_BYTES - 200_000
 
 
-def test_loss_of_the_denoiser_depends_on_the_generator_alone(cache, pictures):
+def test_loss_of_the_denoiser_depends_on_the_draw_alone(cache, pictures):
     for stage in ("clip", "autoencoder"):
         run(stage)
     run("unet")
     task = unet.UNetTask(unet.load_denoiser(), unet.DiffusionExamples(pictures), unet.default_config())
-    indices = torch.tensor([0, 1, 2, 3])
-    losses = [task.loss(indices, torch.Generator().manual_seed(seed))[0].item() for seed in (0, 0, 1)]
+    rows = torch.arange(4)
+    draws = [Draw(step, 0, rows, rows, batch_size=4) for step in (0, 0, 1)]
+    losses = [task.loss(task.batch(draw))[0].item() for draw in draws]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_picture_is_the_same_whoever_draws_it(cache, pictures):
+    run("clip")
+    run("autoencoder")
+    examples = unet.DiffusionExamples(pictures)
+    samples, rows = torch.tensor([3, 1, 4, 1]), torch.arange(4)
+    options = {"empty_caption": 0.5, "styled_captions": 0.5}
+    whole = examples.captioned_batch(Draw(7, 0, samples, rows, batch_size=4), **options)
+    part = examples.captioned_batch(Draw(7, 0, samples[2:], rows[2:], batch_size=4), **options)
+    assert torch.equal(part.token_ids, whole.token_ids[2:])
+    assert torch.equal(part.noisy.noisy, whole.noisy.noisy[2:])
+    assert torch.equal(part.noisy.timesteps, whole.noisy.timesteps[2:])

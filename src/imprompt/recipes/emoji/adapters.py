@@ -22,16 +22,19 @@ from imprompt.emoji.bundle import ADAPTER_FILES
 from imprompt.recipes.emoji import dataset
 from imprompt.recipes.emoji.augment import normalise
 from imprompt.recipes.emoji.clip import WIDTH
-from imprompt.recipes.emoji.examples import DiffusionExamples
+from imprompt.recipes.emoji.examples import CaptionedBatch, DiffusionExamples
 from imprompt.recipes.emoji.grid import save_grid
 from imprompt.recipes.emoji.latents import VisionFeatures, view, vision_features
-from imprompt.recipes.emoji.paths import models_folder, stage_folder
+from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import build_pipeline, draw
+from imprompt.recipes.emoji.stage import stage_loop, train_stage
 from imprompt.recipes.emoji.unet import Denoiser, load_denoiser
 from imprompt.training.checkpointing import load_averaged_weights
-from imprompt.training.dropout import ConditionDropout
-from imprompt.training.loop import LoopConfig, train
-from imprompt.training.order import generator_at
+from imprompt.training.config import DropoutConfig, LoopConfig, OptimizerConfig
+from imprompt.training.distributed import resolve_device
+from imprompt.training.dropout import draw_dropout
+from imprompt.training.order import BatchOrder, generator_at
+from imprompt.training.task import Draw
 
 Kind = Literal["global", "plus"]
 
@@ -44,7 +47,9 @@ class AdapterConfig:
 
     Attributes:
         kind: `global` makes 4 tokens of the pooled embedding, `plus` 16 of all patch tokens.
-        loop: Length and pace.
+        loop: Length, and what the run leaves.
+        optimizer: Pace.
+        preview_every: Steps between previews.
         dropout: How often image, text and both are dropped.
         styled_captions: Fraction of captions that name the style; in the others only the image tells it.
         everything: Train on all emoji, not only on the things.
@@ -52,24 +57,21 @@ class AdapterConfig:
 
     kind: Kind
     loop: LoopConfig
-    dropout: ConditionDropout = field(default_factory=ConditionDropout)
+    optimizer: OptimizerConfig
+    preview_every: int = 1000
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
     styled_captions: float = 0.3
     everything: bool = False
 
 
 def default_config(kind: Kind) -> AdapterConfig:
     """The published recipe."""
-    loop = LoopConfig(
-        folder=stage_folder(f"adapter-{kind}"),
-        num_steps=4000,
-        batch_size=32,
-        learning_rate=5e-4,  # the paper's 1e-4 is for a million steps of 64; here are thousands of 32
-        warmup_steps=100,
-        ema_decay=0.998,
-        checkpoint_every=250,
-        preview_every=1000,
+    rate = 5e-4  # the paper's 1e-4 is for a million steps of 64; here are thousands of 32
+    return AdapterConfig(
+        kind=kind,
+        loop=stage_loop(f"adapter-{kind}", num_steps=4000, batch_size=32, checkpoint_every=250),
+        optimizer=OptimizerConfig(learning_rate=rate, betas=(0.9, 0.99), warmup_steps=100, ema_decay=0.998),
     )
-    return AdapterConfig(kind=kind, loop=loop)
 
 
 def build(kind: Kind, unet: UNet2DConditionModel) -> Adapter:
@@ -90,8 +92,19 @@ def build(kind: Kind, unet: UNet2DConditionModel) -> Adapter:
     return new_adapter(unet, projector, features, null_image="zero_pixels", name="ip-adapter-plus_emoji")
 
 
+@dataclass(frozen=True)
+class ReferencedBatch(CaptionedBatch):
+    """A batch with an image prompt for each picture.
+
+    Attributes:
+        features: Of the references.
+    """
+
+    features: Float[Tensor, "batch *length width"]
+
+
 class AdapterTask:
-    """Noisy latents, captions and reference features; see `imprompt.training.loop.Task`."""
+    """Noisy latents, captions and reference features; see `imprompt.training.task.Task`."""
 
     def __init__(
         self, model: Adapter, denoiser: Denoiser, pictures: dataset.EmojiPictures, config: AdapterConfig
@@ -99,25 +112,26 @@ class AdapterTask:
         """Attach the adapter to the frozen denoiser; load, or compute once, everything that does not change."""
         self.model = model
         self.config = config
-        self.denoiser = denoiser.requires_grad_(False).eval().to(config.loop.device)
+        self.denoiser = denoiser.requires_grad_(False).eval().to(resolve_device(config.loop.device))
         self.pictures = pictures
         self.examples = DiffusionExamples(pictures)
         self.num_examples = len(self.examples)
+        self.order = BatchOrder(self.num_examples, config.loop.batch_size, config.loop.seed)
         self.features = vision_features(models_folder() / "image_encoder", pictures, model.spec.features)
         self._attachment = attach(denoiser.unet, model)
 
-    def loss(
-        self, indices: Int[Tensor, " batch"], generator: torch.Generator
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Weighted error of the velocity, under an image prompt and a caption either of which may be dropped."""
-        device = self.config.loop.device
-        batch = self.examples.noisy_batch(indices, generator).to(device)
-        no_image, no_text = self.config.dropout.draw(len(indices), generator)
-        token_ids = self.examples.captions_of(
-            batch.members, no_text, generator, styled_probability=self.config.styled_captions
-        )
-        self._condition(self.features.rows(batch.views & 1, batch.members, no_image).to(device))
-        return batch.loss(self.denoiser(batch.noisy, batch.timesteps, token_ids.to(device)))
+    def batch(self, draw: Draw) -> ReferencedBatch:
+        """Pictures at random timesteps, an image prompt and a caption either of which may be dropped."""
+        noisy = self.examples.noisy_batch(draw)
+        no_image, no_text = draw_dropout(self.config.dropout, draw)
+        token_ids = self.examples.captions_of(draw, no_text, styled_probability=self.config.styled_captions)
+        return ReferencedBatch(noisy, token_ids, self.features.rows(noisy.views & 1, noisy.members, no_image))
+
+    def loss(self, batch: ReferencedBatch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Weighted error of the velocity."""
+        self._condition(batch.features)
+        noisy = batch.noisy
+        return noisy.loss(self.denoiser(noisy.noisy, noisy.timesteps, batch.token_ids))
 
     def _condition(self, features: Float[Tensor, "batch *length width"]) -> None:
         tokens = self.model.project(features)
@@ -134,7 +148,7 @@ class AdapterTask:
         self._attachment = attach(self.denoiser.unet, self.model)
         references = normalise(view(self.pictures, 0)[members])
         halves = [part for pair in zip(references.split(8), made.split(8), strict=True) for part in pair]
-        save_grid(halves, self.config.loop.folder / "previews" / f"step-{step:06d}.png")
+        save_grid(halves, self.config.loop.output / "previews" / f"step-{step:06d}.png")
 
 
 @torch.no_grad()
@@ -163,13 +177,13 @@ def run(config: AdapterConfig) -> Path:
     pictures = dataset.load(everything=config.everything)
     denoiser = load_denoiser()
     adapter = build(config.kind, denoiser.unet)
-    train(AdapterTask(adapter, denoiser, pictures, config), config.loop)
+    train_stage(AdapterTask(adapter, denoiser, pictures, config), config)
     return export(adapter, config)
 
 
 def export(adapter: Adapter, config: AdapterConfig) -> Path:
     """Write the newest checkpoint's averaged weights as a published adapter would be."""
-    weights = load_averaged_weights(config.loop.folder)
+    weights = load_averaged_weights(config.loop.output)
     if weights is not None:
         adapter.load_state_dict(weights)
     return save_adapter(adapter, models_folder() / "adapters" / ADAPTER_FILES[config.kind])

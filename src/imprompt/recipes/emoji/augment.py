@@ -44,9 +44,9 @@ def shift(images: UInt8[Tensor, "batch 3 height width"], offsets: Int[Tensor, "b
     return torch.stack([picture[:, top : top + height, left : left + width] for picture, (top, left) in pairs])
 
 
-def draw_mirrored(mirrorable: Bool[Tensor, " batch"], generator: torch.Generator) -> Bool[Tensor, " batch"]:
-    """Half of the pictures that may be mirrored, at random."""
-    return (torch.rand(len(mirrorable), generator=generator) < 0.5) & mirrorable
+def draw_mirrored(mirrorable: Bool[Tensor, " batch"], chance: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+    """Half of the pictures that may be mirrored, as uniform numbers decide."""
+    return (chance < 0.5) & mirrorable
 
 
 def draw_offsets(num_pictures: int, reach: int, generator: torch.Generator) -> Int[Tensor, "batch 2"]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,11 +28,13 @@ from imprompt.recipes.emoji.augment import (
     to_tensor,
 )
 from imprompt.recipes.emoji.grid import save_grid
-from imprompt.recipes.emoji.paths import models_folder, stage_folder
+from imprompt.recipes.emoji.paths import models_folder
+from imprompt.recipes.emoji.stage import stage_loop, train_stage
 from imprompt.recipes.emoji.teacher import perceptual_distance
 from imprompt.training.checkpointing import load_averaged_weights
-from imprompt.training.loop import LoopConfig, train
-from imprompt.training.order import generator_at
+from imprompt.training.config import LoopConfig, OptimizerConfig
+from imprompt.training.order import BatchOrder, generator_at
+from imprompt.training.task import Draw
 
 LATENT_CHANNELS = 8
 CHANNELS = 56
@@ -43,7 +45,9 @@ class AutoencoderConfig:
     """Of both autoencoder stages.
 
     Attributes:
-        loop: Length and pace.
+        loop: Length, and what the run leaves.
+        optimizer: Pace.
+        preview_every: Steps between previews.
         decoder_only: Keep the encoder of the finished first stage and train its decoder on.
         max_latent_noise: Standard deviation of the strongest noise on a latent; each picture draws its own below it.
         edge_weight: Of the difference of neighbouring pixels.
@@ -54,6 +58,8 @@ class AutoencoderConfig:
     """
 
     loop: LoopConfig
+    optimizer: OptimizerConfig
+    preview_every: int = 500
     decoder_only: bool = False
     max_latent_noise: float = 0.3
     edge_weight: float = 1.0
@@ -65,27 +71,31 @@ class AutoencoderConfig:
 
 def default_config() -> AutoencoderConfig:
     """The published recipe of the first stage."""
-    return AutoencoderConfig(loop=_loop("autoencoder", num_steps=2635, learning_rate=1e-3))
+    return AutoencoderConfig(loop=_loop("autoencoder", num_steps=2635), optimizer=_optimizer(learning_rate=1e-3))
 
 
 def decoder_config() -> AutoencoderConfig:
     """The published recipe of the second stage, which may follow at any time."""
     return AutoencoderConfig(
-        loop=_loop("decoder", num_steps=4000, learning_rate=5e-4), decoder_only=True, perceptual_weight=0.5
+        loop=_loop("decoder", num_steps=4000),
+        optimizer=_optimizer(learning_rate=5e-4),
+        decoder_only=True,
+        perceptual_weight=0.5,
     )
 
 
-def _loop(name: str, num_steps: int, learning_rate: float) -> LoopConfig:
-    return LoopConfig(
-        folder=stage_folder(name),
-        num_steps=num_steps,
-        batch_size=16,
+def _loop(name: str, num_steps: int) -> LoopConfig:
+    return stage_loop(name, num_steps=num_steps, batch_size=16, checkpoint_every=500)
+
+
+def _optimizer(learning_rate: float) -> OptimizerConfig:
+    return OptimizerConfig(
         learning_rate=learning_rate,
+        betas=(0.9, 0.99),
         warmup_steps=100,
         schedule="cosine",
         weight_decay=0.0,
         ema_decay=0.995,
-        preview_every=500,
     )
 
 
@@ -100,8 +110,16 @@ def build() -> AutoencoderTiny:
     )
 
 
+@dataclass(frozen=True)
+class PictureBatch:
+    """Pictures in [-1, 1], and what is added to their latents."""
+
+    images: Float[Tensor, "batch 3 height width"]
+    latent_noise: Float[Tensor, "batch channels rows columns"]
+
+
 class AutoencoderTask:
-    """Pictures through latents and back; see `imprompt.training.loop.Task`."""
+    """Pictures through latents and back; see `imprompt.training.task.Task`."""
 
     def __init__(self, model: AutoencoderTiny, pictures: dataset.EmojiPictures, config: AutoencoderConfig) -> None:
         """Keep the training pictures as bytes."""
@@ -112,25 +130,32 @@ class AutoencoderTask:
         self.images = to_tensor(pictures)[members]
         self.mirrorable = may_mirror(pictures)[members]
         self.num_examples = len(members)
+        self.order = BatchOrder(self.num_examples, config.loop.batch_size, config.loop.seed)
         self._held_out = normalise(to_tensor(pictures)[_preview_members(pictures)])
         if config.decoder_only:
             self.model.encoder.requires_grad_(False)
 
-    def loss(
-        self, indices: Int[Tensor, " batch"], generator: torch.Generator
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Pixels at four scales, edges, early features of the teacher, and the moments of the latents."""
+    def batch(self, draw: Draw) -> PictureBatch:
+        """Pictures mirrored, shifted and recoloured, and noise for their latents."""
         config = self.config
-        pictures = mirror(self.images[indices], draw_mirrored(self.mirrorable[indices], generator))
-        pictures = reorder_colours(pictures, draw_colour_orders(len(indices), config.reordered_colours, generator))
-        images = normalise(shift(pictures, draw_offsets(len(indices), 4, generator))).to(config.loop.device)
+        mirrored = draw_mirrored(self.mirrorable[draw.samples], draw.uniform("mirrored", 1)[:, 0])
+        orders = draw.per_row(
+            "colours", lambda generator, rows: draw_colour_orders(rows, config.reordered_colours, generator)
+        )
+        offsets = draw.per_row("offsets", lambda generator, rows: draw_offsets(rows, 4, generator))
+        pictures = reorder_colours(mirror(self.images[draw.samples], mirrored), orders)
+        spread = config.max_latent_noise * draw.uniform("spread", 1)
+        noise = draw.normal("noise", (LATENT_CHANNELS, pictures.shape[-2] // 8, pictures.shape[-1] // 8))
+        return PictureBatch(normalise(shift(pictures, offsets)), spread[:, :, None, None] * noise)
+
+    def loss(self, batch: PictureBatch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Pixels at four scales, edges, early features of the teacher, and the moments of the latents."""
+        config, images = self.config, batch.images
         latents = self.model.encoder(images.contiguous(memory_format=torch.channels_last)).float()
-        spread = config.max_latent_noise * torch.rand(len(images), 1, 1, 1, generator=generator)
-        noise = spread * torch.randn(latents.shape, generator=generator)
-        decoded = self.model.decoder(latents + noise.to(latents.device)).float()
+        decoded = self.model.decoder(latents + batch.latent_noise).float()
         pixels = pyramid_distance(decoded, images)
         edges = edge_distance(decoded, images)
-        perceptual = perceptual_distance(decoded, images) if config.perceptual_weight else torch.zeros(())
+        perceptual = perceptual_distance(decoded, images) if config.perceptual_weight else images.new_zeros(())
         moments = moment_penalty(latents)
         total = (
             pixels + config.edge_weight * edges + config.perceptual_weight * perceptual + config.moment_weight * moments
@@ -142,7 +167,7 @@ class AutoencoderTask:
         """Held-out pictures above what comes back of them."""
         decoded = reconstruct(self.model, self._held_out)
         halves = [part for pair in zip(self._held_out.split(12), decoded.split(12), strict=True) for part in pair]
-        save_grid(halves, self.config.loop.folder / "previews" / f"step-{step:06d}.png")
+        save_grid(halves, self.config.loop.output / "previews" / f"step-{step:06d}.png")
 
 
 def pyramid_distance(
@@ -204,13 +229,13 @@ def run(config: AutoencoderConfig) -> Path:
     torch.manual_seed(config.loop.seed)
     pictures = dataset.load(everything=config.everything)
     model = AutoencoderTiny.from_pretrained(model_folder()) if config.decoder_only else build()
-    train(AutoencoderTask(model, pictures, config), config.loop)
+    train_stage(AutoencoderTask(model, pictures, config), config)
     return export(model, pictures, config)
 
 
 def export(model: AutoencoderTiny, pictures: dataset.EmojiPictures, config: AutoencoderConfig) -> Path:
     """Write the averaged weights with the scale that gives the latents unit variance."""
-    weights = load_averaged_weights(config.loop.folder)
+    weights = load_averaged_weights(config.loop.output)
     if weights is not None:
         model.load_state_dict(weights)
     set_memory_format(model.cpu().eval(), torch.contiguous_format)

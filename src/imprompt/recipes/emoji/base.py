@@ -4,7 +4,6 @@ They are trained on what users have, and not on what a running stage has reached
 were trained on it too, and shall work on all of them unchanged.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from transformers import CLIPTextModel
 from imprompt.core.files import sha256_file
 from imprompt.emoji.bundle import bundle_folder
 from imprompt.generation.pipelines import load_pipeline
-from imprompt.recipes.emoji.paths import stage_folder
 from imprompt.recipes.emoji.unet import Denoiser
 
 
@@ -23,9 +21,9 @@ def base_fingerprint() -> str:
     return sha256_file(bundle_folder() / "unet" / "diffusion_pytorch_model.safetensors")[:8]
 
 
-def run_folder(stage: str) -> Path:
-    """Run folder of a stage on the packaged base; another base begins another run."""
-    return stage_folder(f"{stage}-{base_fingerprint()}")
+def base_stage(stage: str) -> str:
+    """Name of a stage's run on the packaged base; another base begins another run."""
+    return f"{stage}-{base_fingerprint()}"
 
 
 def load_base() -> Denoiser:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from imprompt.emoji.styles import STYLES, Style
@@ -47,29 +47,28 @@ class CaptionTable:
     def sample(
         self,
         pictures: Int[Tensor, " batch"],
-        generator: torch.Generator,
+        chance: Float[Tensor, "batch 4"],
         *,
         label_probability: float = 0.7,
         styled_probability: float = 0.7,
     ) -> tuple[Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
-        """Draw one caption for each picture.
+        """One caption for each picture.
 
         Args:
             pictures: Numbers of the pictures.
-            generator: Source of all randomness.
+            chance: Uniform numbers that decide.
             label_probability: How often the label names the subject; else one of its search words.
             styled_probability: How often the caption names the style.
 
         Returns:
             Numbers of the texts, and which of them name the style.
         """
-        chance = torch.rand(4, len(pictures), generator=generator)
         num_tags = self.styled.shape[1] - 1
-        tags = 1 + (chance[1] * num_tags).long()
-        names = torch.where(chance[0] < label_probability, 0, tags.clamp(max=num_tags))
-        styled = self.styled[pictures, names, (chance[2] * self.styled.shape[2]).long()]
-        plain = self.plain[pictures, names, (chance[2] * self.plain.shape[2]).long()]
-        names_style = chance[3] < styled_probability
+        tags = 1 + (chance[:, 1] * num_tags).long()
+        names = torch.where(chance[:, 0] < label_probability, 0, tags.clamp(max=num_tags))
+        styled = self.styled[pictures, names, (chance[:, 2] * self.styled.shape[2]).long()]
+        plain = self.plain[pictures, names, (chance[:, 2] * self.plain.shape[2]).long()]
+        names_style = chance[:, 3] < styled_probability
         return torch.where(names_style, styled, plain), names_style
 
 

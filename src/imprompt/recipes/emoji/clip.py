@@ -31,10 +31,13 @@ from imprompt.recipes.emoji import dataset
 from imprompt.recipes.emoji.augment import draw_mirrored, draw_offsets, may_mirror, mirror, normalise, shift, to_tensor
 from imprompt.recipes.emoji.captions import caption_table, full_caption
 from imprompt.recipes.emoji.paths import cache_folder, models_folder, stage_folder
+from imprompt.recipes.emoji.stage import stage_loop, train_stage
 from imprompt.recipes.emoji.teacher import TeacherTargets, teacher_targets
 from imprompt.recipes.emoji.tokenizer import END, MAX_LENGTH, START, load_tokenizer
 from imprompt.training.checkpointing import load_averaged_weights
-from imprompt.training.loop import LoopConfig, train
+from imprompt.training.config import LoopConfig, OptimizerConfig
+from imprompt.training.order import BatchOrder
+from imprompt.training.task import Draw
 
 WIDTH = 192
 IMAGE_SIZE = 64
@@ -46,7 +49,9 @@ class CLIPStageConfig:
     """Of the CLIP stage.
 
     Attributes:
-        loop: Length and pace.
+        loop: Length, and what the run leaves.
+        optimizer: Pace.
+        preview_every: Steps between previews.
         vision_only: Go on from the finished first stage with its text tower frozen.
         thumbnail_weight: Of the thumbnail read off the pooled embedding.
         patch_weight: Of the colours read off the patch tokens.
@@ -55,6 +60,8 @@ class CLIPStageConfig:
     """
 
     loop: LoopConfig
+    optimizer: OptimizerConfig
+    preview_every: int = 200
     vision_only: bool = False
     thumbnail_weight: float = 2.0
     patch_weight: float = 2.0
@@ -64,28 +71,27 @@ class CLIPStageConfig:
 
 def default_config() -> CLIPStageConfig:
     """The published recipe of both towers."""
-    return CLIPStageConfig(loop=_loop("clip", num_steps=1000, learning_rate=1e-3))
+    return CLIPStageConfig(loop=_loop("clip", num_steps=1000), optimizer=_optimizer(learning_rate=1e-3))
 
 
 def vision_config() -> CLIPStageConfig:
     """The published recipe of the vision tower alone, which may follow at any time before the adapters."""
-    return CLIPStageConfig(loop=_loop("vision", num_steps=700, learning_rate=6e-4), vision_only=True)
+    optimizer = _optimizer(learning_rate=6e-4)
+    return CLIPStageConfig(loop=_loop("vision", num_steps=700), optimizer=optimizer, vision_only=True)
 
 
-def _loop(name: str, num_steps: int, learning_rate: float) -> LoopConfig:
-    return LoopConfig(
-        folder=stage_folder(name),
-        num_steps=num_steps,
-        batch_size=64,
+def _loop(name: str, num_steps: int) -> LoopConfig:
+    return stage_loop(name, num_steps=num_steps, batch_size=64, checkpoint_every=100, log_every=20)
+
+
+def _optimizer(learning_rate: float) -> OptimizerConfig:
+    return OptimizerConfig(
         learning_rate=learning_rate,
+        betas=(0.9, 0.98),
         warmup_steps=100,
         schedule="cosine",
         weight_decay=0.05,
-        betas=(0.9, 0.98),
         ema_decay=0.995,
-        checkpoint_every=100,
-        preview_every=200,
-        log_every=20,
     )
 
 
@@ -148,8 +154,25 @@ class CLIPPair(nn.Module):
         self.heads = Heads()
 
 
+@dataclass(frozen=True)
+class PairBatch:
+    """Pictures in [-1, 1] and captions.
+
+    Attributes:
+        images: The pictures.
+        token_ids: A caption of each.
+        fits: Which captions are true of which pictures.
+        targets: What the teacher sees in the pictures.
+    """
+
+    images: Float[Tensor, "batch 3 height width"]
+    token_ids: Int[Tensor, "batch length"]
+    fits: Bool[Tensor, "images captions"]
+    targets: TeacherTargets
+
+
 class CLIPTask:
-    """Pictures beside captions; see `imprompt.training.loop.Task`."""
+    """Pictures beside captions; see `imprompt.training.task.Task`."""
 
     def __init__(self, model: CLIPPair, pictures: dataset.EmojiPictures, config: CLIPStageConfig) -> None:
         """Tokenise all captions and load the teacher's targets."""
@@ -158,6 +181,7 @@ class CLIPTask:
         self.pictures = pictures
         self.members = torch.from_numpy(pictures.split("train"))
         self.num_examples = len(self.members)
+        self.order = BatchOrder(self.num_examples, config.loop.batch_size, config.loop.seed)
         self.images = to_tensor(pictures)
         self.mirrorable = may_mirror(pictures)
         self.captions = caption_table(pictures)
@@ -177,23 +201,28 @@ class CLIPTask:
         name = "teacher-all" if self.config.everything else "teacher-things"
         return teacher_targets(self.pictures, self.members, cache_folder() / "features" / f"{name}.safetensors")
 
-    def loss(
-        self, indices: Int[Tensor, " batch"], generator: torch.Generator
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    def batch(self, draw: Draw) -> PairBatch:
+        """Pictures mirrored and shifted, a caption of each, and what the teacher sees."""
+        members = self.members[draw.samples]
+        mirrored = draw_mirrored(self.mirrorable[members], draw.uniform("mirrored", 1)[:, 0])
+        offsets = draw.per_row("offsets", lambda generator, rows: draw_offsets(rows, 3, generator))
+        texts, names_style = self.captions.sample(members, draw.uniform("captions", 4))
+        return PairBatch(
+            images=normalise(shift(mirror(self.images[members], mirrored), offsets)),
+            token_ids=self.token_ids[texts],
+            fits=caption_fits(self.subjects[members], self.styles[members], names_style),
+            targets=TeacherTargets(
+                self.targets.pooled[draw.samples], mirror_grid(self.targets.grid[draw.samples], mirrored)
+            ),
+        )
+
+    def loss(self, batch: PairBatch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Contrast with captions, thumbnail, patch colours, and the teacher's features."""
-        device = self.config.loop.device
-        members = self.members[indices]
-        mirrored = draw_mirrored(self.mirrorable[members], generator)
-        pictures = mirror(self.images[members], mirrored)
-        images = normalise(shift(pictures, draw_offsets(len(members), 3, generator))).to(device)
-        texts, names_style = self.captions.sample(members, generator)
-        fits = caption_fits(self.subjects[members], self.styles[members], names_style).to(device)
-        pooled, grid = self.targets.pooled[indices], mirror_grid(self.targets.grid[indices], mirrored)
-        seen = self.model.vision(images, output_hidden_states=True)
-        written = self.model.text(self.token_ids[texts].to(device)).text_embeds
+        seen = self.model.vision(batch.images, output_hidden_states=True)
+        written = self.model.text(batch.token_ids).text_embeds
         figures = {
-            "contrast": contrastive_loss(seen.image_embeds, written, fits, self.model.heads.log_temperature),
-            **self._reading_errors(seen, images, TeacherTargets(pooled.to(device), grid.to(device))),
+            "contrast": contrastive_loss(seen.image_embeds, written, batch.fits, self.model.heads.log_temperature),
+            **self._reading_errors(seen, batch.images, batch.targets),
         }
         total = torch.stack([self._weights[name] * value for name, value in figures.items()]).sum()
         return total, {name: value.detach() for name, value in figures.items()}
@@ -214,7 +243,7 @@ class CLIPTask:
 
     def preview(self, step: int) -> None:
         """Write retrieval figures beside the log."""
-        with (self.config.loop.folder / "retrieval.txt").open("a") as stream:
+        with (self.config.loop.output / "retrieval.txt").open("a") as stream:
             stream.write(f"{step} {retrieval(self.model.vision, self.model.text, self.pictures)}\n")
 
 
@@ -308,7 +337,7 @@ def run(config: CLIPStageConfig) -> Path:
     pair = CLIPPair(build_vision(), build_text(len(vocabulary), vocabulary[START], vocabulary[END]))
     if config.vision_only:
         _continue_from_first_stage(pair)
-    train(CLIPTask(pair, pictures, config), config.loop)
+    train_stage(CLIPTask(pair, pictures, config), config)
     return export(pair, config)
 
 
@@ -322,7 +351,7 @@ def _continue_from_first_stage(pair: CLIPPair) -> None:
 
 def export(pair: CLIPPair, config: CLIPStageConfig) -> Path:
     """Write the towers where the later stages look for them."""
-    weights = load_averaged_weights(config.loop.folder)
+    weights = load_averaged_weights(config.loop.output)
     if weights is not None:
         pair.load_state_dict(weights)
     target = models_folder()

@@ -3,27 +3,32 @@
 Both learn the look of every picture, whatever its caption says; see `docs/guide/structure.md`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from imprompt.emoji.bundle import bundle_folder
 from imprompt.recipes.emoji import dataset
-from imprompt.recipes.emoji.base import base_pipeline, load_base, run_folder
-from imprompt.recipes.emoji.examples import DiffusionExamples
+from imprompt.recipes.emoji.base import base_pipeline, base_stage, load_base
+from imprompt.recipes.emoji.examples import CaptionedBatch, DiffusionExamples
 from imprompt.recipes.emoji.grid import save_grid
 from imprompt.recipes.emoji.looks import BLUEPRINT, SEPIA, Look
 from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import draw
+from imprompt.recipes.emoji.stage import stage_loop, train_stage
 from imprompt.recipes.emoji.unet import PREVIEW_SUBJECTS, Denoiser
 from imprompt.training.checkpointing import load_averaged_weights
-from imprompt.training.loop import LoopConfig, train
+from imprompt.training.config import LoopConfig, OptimizerConfig
+from imprompt.training.distributed import resolve_device
+from imprompt.training.order import BatchOrder
+from imprompt.training.task import Draw
 
 Kind = Literal["lora", "finetune"]
 
@@ -39,7 +44,10 @@ class CustomConfig:
     Attributes:
         kind: `lora` trains low-rank additions, `finetune` every weight of the denoiser.
         look: What it learns.
-        loop: Length and pace.
+        num_pictures: From how many pictures; a look takes few.
+        loop: Length, and what the run leaves.
+        optimizer: Pace.
+        preview_every: Steps between previews.
         empty_caption: Fraction of captions that are dropped, so that text guidance goes on working.
         styled_captions: Fraction of captions that name one of the eight styles.
         everything: Train on all emoji, not only on the things.
@@ -48,6 +56,9 @@ class CustomConfig:
     kind: Kind
     look: Look
     loop: LoopConfig
+    optimizer: OptimizerConfig
+    preview_every: int = 125
+    num_pictures: int = 750
     empty_caption: float = 0.12
     styled_captions: float = 0.5
     everything: bool = False
@@ -56,18 +67,15 @@ class CustomConfig:
 def default_config(kind: Kind) -> CustomConfig:
     """The published recipe, some minutes on a CPU."""
     look = SEPIA if kind == "lora" else BLUEPRINT
-    loop = LoopConfig(
-        folder=run_folder(kind),
-        num_steps=600,
-        batch_size=16,
+    optimizer = OptimizerConfig(
         learning_rate=2e-3 if kind == "lora" else 4e-4,
-        warmup_steps=30,
+        betas=(0.9, 0.99),
+        warmup_steps=20,
         schedule="cosine",
-        ema_decay=0.98,
-        checkpoint_every=100,
-        preview_every=200,
+        ema_decay=0.95,
     )
-    return CustomConfig(kind=kind, look=look, loop=loop)
+    loop = stage_loop(base_stage(kind), num_steps=250, batch_size=16, checkpoint_every=100)
+    return CustomConfig(kind=kind, look=look, loop=loop, optimizer=optimizer)
 
 
 def prepare(unet: UNet2DConditionModel, kind: Kind) -> UNet2DConditionModel:
@@ -82,34 +90,35 @@ def prepare(unet: UNet2DConditionModel, kind: Kind) -> UNet2DConditionModel:
 
 
 class CustomTask:
-    """Noisy latents of pictures in a look, and captions; see `imprompt.training.loop.Task`."""
+    """Noisy latents of pictures in a look, and captions; see `imprompt.training.task.Task`."""
 
     def __init__(self, base: Denoiser, pictures: dataset.EmojiPictures, config: CustomConfig) -> None:
         """Prepare the base's denoiser; its text tower stays as it is."""
         self.model = prepare(base.unet, config.kind)
         self.config = config
-        self.text_encoder = base.to(config.loop.device).text_encoder
+        self.text_encoder = base.to(resolve_device(config.loop.device)).text_encoder
         self.examples = DiffusionExamples(pictures, bundle_folder(), config.look)
         self.num_examples = len(self.examples)
+        self.order = BatchOrder(self.num_examples, config.loop.batch_size, config.loop.seed)
 
-    def loss(
-        self, indices: Int[Tensor, " batch"], generator: torch.Generator
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Weighted error of the velocity, under captions some of which are empty."""
-        device = self.config.loop.device
-        batch = self.examples.noisy_batch(indices, generator).to(device)
-        no_text = torch.rand(len(indices), generator=generator) < self.config.empty_caption
-        token_ids = self.examples.captions_of(
-            batch.members, no_text, generator, styled_probability=self.config.styled_captions
+    def batch(self, draw: Draw) -> CaptionedBatch:
+        """Pictures at random timesteps, under captions some of which are empty."""
+        config = self.config
+        return self.examples.captioned_batch(
+            draw, empty_caption=config.empty_caption, styled_captions=config.styled_captions
         )
-        states = self.text_encoder(token_ids.to(device)).last_hidden_state
-        return batch.loss(self.model(batch.noisy, batch.timesteps, states).sample)
+
+    def loss(self, batch: CaptionedBatch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Weighted error of the velocity."""
+        noisy = batch.noisy
+        states = self.text_encoder(batch.token_ids).last_hidden_state
+        return noisy.loss(self.model(noisy.noisy, noisy.timesteps, states).sample)
 
     def preview(self, step: int) -> None:
         """Eight subjects, from two seeds."""
         pipeline = base_pipeline(unet=self.model)
         rows = [draw(pipeline, list(PREVIEW_SUBJECTS), seed=seed) for seed in (0, 100)]
-        save_grid(rows, self.config.loop.folder / "previews" / f"step-{step:06d}.png")
+        save_grid(rows, self.config.loop.output / "previews" / f"step-{step:06d}.png")
 
 
 def run(config: CustomConfig) -> Path:
@@ -119,12 +128,20 @@ def run(config: CustomConfig) -> Path:
         Folder of the LoRA, or of the denoiser.
     """
     torch.manual_seed(config.loop.seed)
-    task = CustomTask(load_base(), dataset.load(everything=config.everything), config)
-    train(task, config.loop)
-    weights = load_averaged_weights(config.loop.folder)
+    pictures = some_of(dataset.load(everything=config.everything), config.num_pictures)
+    task = CustomTask(load_base(), pictures, config)
+    train_stage(task, config)
+    weights = load_averaged_weights(config.loop.output)
     if weights is not None:
         task.model.load_state_dict(weights)
     return export(task.model.eval(), config)
+
+
+def some_of(pictures: dataset.EmojiPictures, number: int) -> dataset.EmojiPictures:
+    """So many pictures, spread evenly over styles and subjects; all where there are no more."""
+    places = np.linspace(0, len(pictures.images), min(number, len(pictures.images)), endpoint=False).astype(np.int64)
+    chosen = {name: getattr(pictures, name)[places] for name in ("images", "styles", "subject_indices")}
+    return replace(pictures, **chosen)
 
 
 def model_folder(config: CustomConfig) -> Path:

@@ -1,6 +1,6 @@
 """Examples for the denoiser and for adapters: noisy latents, what to predict, and a caption."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from imprompt.recipes.emoji.looks import Look
 from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import build_scheduler
 from imprompt.training.objective import add_noise, diffusion_loss, draw_timesteps, snr_weights, training_target
+from imprompt.training.task import Draw
 
 SNR_GAMMA = 5.0
 LABEL_PROBABILITY = 0.8
@@ -40,17 +41,25 @@ class NoisyBatch:
     target: Float[Tensor, "batch channels height width"]
     weights: Float[Tensor, " batch"]
 
-    def to(self, device: str) -> "NoisyBatch":
-        """The same batch on another device; the numbers of pictures and views stay."""
-        moved = ("noisy", "timesteps", "target", "weights")
-        return replace(self, **{name: getattr(self, name).to(device) for name in moved})
-
     def loss(self, prediction: Float[Tensor, "batch channels height width"]) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted error, and the plain one for the log."""
         return (
             diffusion_loss(prediction, self.target, self.weights),
             {"error": diffusion_loss(prediction.detach(), self.target)},
         )
+
+
+@dataclass(frozen=True)
+class CaptionedBatch:
+    """Input and target of a denoiser, and a caption of each picture.
+
+    Attributes:
+        noisy: The pictures' part.
+        token_ids: The captions.
+    """
+
+    noisy: NoisyBatch
+    token_ids: Int[Tensor, "batch length"]
 
 
 class DiffusionExamples:
@@ -76,13 +85,14 @@ class DiffusionExamples:
     def __len__(self) -> int:
         return len(self.members)
 
-    def noisy_batch(self, indices: Int[Tensor, " batch"], generator: torch.Generator) -> NoisyBatch:
+    def noisy_batch(self, draw: Draw) -> NoisyBatch:
         """A random view of each picture at a random timestep."""
-        members = self.members[indices]
-        views = torch.randint(len(self.latents), (len(members),), generator=generator)
+        members = self.members[draw.samples]
+        views = (draw.uniform("views", 1)[:, 0] * len(self.latents)).long()
         clean = self.latents[views, members]
-        noise = torch.randn(clean.shape, generator=generator)
-        timesteps = draw_timesteps(len(members), len(self.alphas_cumprod), generator)
+        noise = draw.normal("noise", tuple(clean.shape[1:]))
+        num_timesteps = len(self.alphas_cumprod)
+        timesteps = draw.per_row("timesteps", lambda generator, rows: draw_timesteps(rows, num_timesteps, generator))
         alphas = self.alphas_cumprod[timesteps]
         return NoisyBatch(
             members=members,
@@ -93,23 +103,32 @@ class DiffusionExamples:
             weights=snr_weights(alphas, self.prediction_type, gamma=SNR_GAMMA, offset=1.0),
         )
 
+    def captioned_batch(self, draw: Draw, *, empty_caption: float, styled_captions: float) -> CaptionedBatch:
+        """A noisy batch under captions some of which are empty.
+
+        Args:
+            draw: Whose.
+            empty_caption: How often a caption is.
+            styled_captions: How often it names the style.
+        """
+        is_empty = draw.uniform("empty captions", 1)[:, 0] < empty_caption
+        token_ids = self.captions_of(draw, is_empty, styled_probability=styled_captions)
+        return CaptionedBatch(self.noisy_batch(draw), token_ids)
+
     def captions_of(
-        self,
-        members: Int[Tensor, " batch"],
-        is_empty: Bool[Tensor, " batch"],
-        generator: torch.Generator,
-        *,
-        styled_probability: float,
+        self, draw: Draw, is_empty: Bool[Tensor, " batch"], *, styled_probability: float
     ) -> Int[Tensor, "batch length"]:
         """Token ids of a random caption of each picture, of the empty caption where it is dropped.
 
         Args:
-            members: Numbers of the pictures.
+            draw: Whose captions.
             is_empty: Whose caption is dropped.
-            generator: Source of all randomness.
             styled_probability: How often the caption names the style.
         """
         texts, _ = self.captions.sample(
-            members, generator, label_probability=LABEL_PROBABILITY, styled_probability=styled_probability
+            self.members[draw.samples],
+            draw.uniform("captions", 4),
+            label_probability=LABEL_PROBABILITY,
+            styled_probability=styled_probability,
         )
         return self.token_ids[torch.where(is_empty, 0, texts)]

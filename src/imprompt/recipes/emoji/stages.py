@@ -1,11 +1,14 @@
 """The stages by name: one complete configuration each, and one function that runs it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from imprompt.recipes.emoji import adapters, autoencoder, clip, custom, structure, unet
+from imprompt.training.config import OptimizerConfig, Part
+
+Settings = TypeVar("Settings", bound=Part)
 
 STAGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Path]]] = {
     "clip": (clip.default_config, clip.run),
@@ -22,17 +25,25 @@ STAGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Path]]] = {
 }
 
 
-def train(stage: str, *, everything: bool = False, **loop_changes: Any) -> Path:
+def train(stage: str, *, everything: bool = False, **changes: Any) -> Path:
     """Train a stage, or go on with it.
 
     Args:
         stage: A key of `STAGES`.
         everything: Train on all emoji, not only on the things.
-        loop_changes: Fields of `LoopConfig` that differ from the recipe, such as `minutes`.
+        changes: Fields of `LoopConfig` or `OptimizerConfig` that differ from the recipe, such as `minutes`.
 
     Returns:
         Where the stage put its model.
     """
     default_config, run = STAGES[stage]
     config = default_config()
-    return run(replace(config, everything=everything, loop=replace(config.loop, **loop_changes)))
+    of_optimizer = {name: value for name, value in changes.items() if name in OptimizerConfig.model_fields}
+    of_loop = {name: value for name, value in changes.items() if name not in of_optimizer}
+    loop, optimizer = changed(config.loop, of_loop), changed(config.optimizer, of_optimizer)
+    return run(replace(config, everything=everything, loop=loop, optimizer=optimizer))
+
+
+def changed(part: Settings, changes: Mapping[str, Any]) -> Settings:
+    """A group of settings with some fields changed; unknown ones are refused."""
+    return type(part)(**{**dict(part), **changes})

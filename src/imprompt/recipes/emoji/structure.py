@@ -14,23 +14,26 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusers.pipelines.t2i_adapter.pipeline_stable_diffusion_adapter import StableDiffusionAdapterPipeline
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from imprompt.emoji.bundle import bundle_folder
 from imprompt.emoji.conditions import as_control, colour_cells, edge_maps
 from imprompt.recipes.emoji import dataset
 from imprompt.recipes.emoji.augment import normalise
-from imprompt.recipes.emoji.base import base_pipeline, load_base, run_folder
-from imprompt.recipes.emoji.examples import DiffusionExamples
+from imprompt.recipes.emoji.base import base_pipeline, base_stage, load_base
+from imprompt.recipes.emoji.examples import CaptionedBatch, DiffusionExamples
 from imprompt.recipes.emoji.grid import save_grid
 from imprompt.recipes.emoji.latents import NUM_VIEWS, view
 from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import draw
+from imprompt.recipes.emoji.stage import stage_loop, train_stage
 from imprompt.recipes.emoji.unet import Denoiser
 from imprompt.training.checkpointing import load_averaged_weights
-from imprompt.training.loop import LoopConfig, train
-from imprompt.training.order import generator_at
+from imprompt.training.config import LoopConfig, OptimizerConfig
+from imprompt.training.distributed import resolve_device
+from imprompt.training.order import BatchOrder, generator_at
+from imprompt.training.task import Draw
 
 Kind = Literal["controlnet", "t2i_adapter"]
 
@@ -45,7 +48,9 @@ class StructureConfig:
 
     Attributes:
         kind: `controlnet` follows edges, `t2i_adapter` a grid of colours.
-        loop: Length and pace.
+        loop: Length, and what the run leaves.
+        optimizer: Pace.
+        preview_every: Steps between previews.
         empty_caption: Fraction of captions that are dropped, so that the condition alone tells the shape.
         styled_captions: Fraction of captions that name the style.
         everything: Train on all emoji, not only on the things.
@@ -53,6 +58,8 @@ class StructureConfig:
 
     kind: Kind
     loop: LoopConfig
+    optimizer: OptimizerConfig
+    preview_every: int = 200
     empty_caption: float = 0.4
     styled_captions: float = 0.5
     everything: bool = False
@@ -60,18 +67,11 @@ class StructureConfig:
 
 def default_config(kind: Kind) -> StructureConfig:
     """The published recipe, some minutes on a CPU."""
-    loop = LoopConfig(
-        folder=run_folder(kind),
-        num_steps=1600,
-        batch_size=16,
-        learning_rate=1e-3,
-        warmup_steps=50,
-        schedule="cosine",
-        ema_decay=0.99,
-        checkpoint_every=200,
-        preview_every=400,
+    optimizer = OptimizerConfig(
+        learning_rate=1e-3, betas=(0.9, 0.99), warmup_steps=50, schedule="cosine", ema_decay=0.98
     )
-    return StructureConfig(kind=kind, loop=loop)
+    loop = stage_loop(base_stage(kind), num_steps=600, batch_size=16, checkpoint_every=100)
+    return StructureConfig(kind=kind, loop=loop, optimizer=optimizer)
 
 
 def build(kind: Kind, unet: UNet2DConditionModel) -> ControlNetModel | T2IAdapter:
@@ -100,8 +100,19 @@ def condition_of(kind: Kind) -> Callable[[Tensor], Tensor]:
     return edge_maps if kind == "controlnet" else colour_cells
 
 
+@dataclass(frozen=True)
+class ControlledBatch(CaptionedBatch):
+    """A batch with a condition for each picture.
+
+    Attributes:
+        control: What the trained network sees.
+    """
+
+    control: Float[Tensor, "batch channels rows columns"]
+
+
 class StructureTask:
-    """Noisy latents, captions and conditions of the same pictures; see `imprompt.training.loop.Task`."""
+    """Noisy latents, captions and conditions of the same pictures; see `imprompt.training.task.Task`."""
 
     def __init__(
         self,
@@ -113,26 +124,28 @@ class StructureTask:
         """Keep the conditions of all views as bytes."""
         self.model = model
         self.config = config
-        self.base = base.to(config.loop.device)
+        self.base = base.to(resolve_device(config.loop.device))
         self.pictures = pictures
         self.examples = DiffusionExamples(pictures, bundle_folder())
         self.num_examples = len(self.examples)
+        self.order = BatchOrder(self.num_examples, config.loop.batch_size, config.loop.seed)
         self.conditions = _views_of_conditions(config.kind, pictures)
 
-    def loss(
-        self, indices: Int[Tensor, " batch"], generator: torch.Generator
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Weighted error of the velocity that the frozen base predicts with the trained network's help."""
-        device = self.config.loop.device
-        batch = self.examples.noisy_batch(indices, generator).to(device)
-        no_text = torch.rand(len(indices), generator=generator) < self.config.empty_caption
-        token_ids = self.examples.captions_of(
-            batch.members, no_text, generator, styled_probability=self.config.styled_captions
+    def batch(self, draw: Draw) -> ControlledBatch:
+        """Pictures at random timesteps, captions some of which are empty, and conditions."""
+        config = self.config
+        batch = self.examples.captioned_batch(
+            draw, empty_caption=config.empty_caption, styled_captions=config.styled_captions
         )
-        states = self.base.text_encoder(token_ids.to(device)).last_hidden_state
-        control = as_control(self.conditions[batch.views, batch.members]).to(device)
-        help_given = residuals(self.model, batch.noisy, batch.timesteps, states, control)
-        return batch.loss(self.base.unet(batch.noisy, batch.timesteps, states, **help_given).sample)
+        control = as_control(self.conditions[batch.noisy.views, batch.noisy.members])
+        return ControlledBatch(batch.noisy, batch.token_ids, control)
+
+    def loss(self, batch: ControlledBatch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Weighted error of the velocity that the frozen base predicts with the trained network's help."""
+        noisy = batch.noisy
+        states = self.base.text_encoder(batch.token_ids).last_hidden_state
+        help_given = residuals(self.model, noisy.noisy, noisy.timesteps, states, batch.control)
+        return noisy.loss(self.base.unet(noisy.noisy, noisy.timesteps, states, **help_given).sample)
 
     def preview(self, step: int) -> None:
         """Held-out pictures, their conditions, and what comes of these without a word."""
@@ -141,7 +154,7 @@ class StructureTask:
         control = as_control(self.conditions[0, members])
         made = draw_from_conditions(self.model, control)
         rows = [normalise(view(self.pictures, 0)[members]), control * 2 - 1, made]
-        save_grid(rows, self.config.loop.folder / "previews" / f"step-{step:06d}.png")
+        save_grid(rows, self.config.loop.output / "previews" / f"step-{step:06d}.png")
 
 
 def residuals(
@@ -184,8 +197,8 @@ def run(config: StructureConfig) -> Path:
     pictures = dataset.load(everything=config.everything)
     base = load_base()
     model = build(config.kind, base.unet)
-    train(StructureTask(model, base, pictures, config), config.loop)
-    weights = load_averaged_weights(config.loop.folder)
+    train_stage(StructureTask(model, base, pictures, config), config)
+    weights = load_averaged_weights(config.loop.output)
     if weights is not None:
         model.load_state_dict(weights)
     model.eval().save_pretrained(models_folder() / config.kind)

@@ -17,12 +17,15 @@ from imprompt.core.errors import ImpromptError
 from imprompt.emoji.styles import STYLES
 from imprompt.recipes.emoji import autoencoder, dataset
 from imprompt.recipes.emoji.clip import WIDTH
-from imprompt.recipes.emoji.examples import DiffusionExamples
+from imprompt.recipes.emoji.examples import CaptionedBatch, DiffusionExamples
 from imprompt.recipes.emoji.grid import save_grid
 from imprompt.recipes.emoji.paths import models_folder, stage_folder
 from imprompt.recipes.emoji.pipeline import build_pipeline, draw, without_projection
+from imprompt.recipes.emoji.stage import stage_loop, train_stage
 from imprompt.training.checkpointing import load_averaged_weights
-from imprompt.training.loop import LoopConfig, train
+from imprompt.training.config import LoopConfig, OptimizerConfig
+from imprompt.training.order import BatchOrder
+from imprompt.training.task import Draw
 
 PREVIEW_SUBJECTS = ("red apple", "cat face", "rocket", "pizza", "guitar", "tulip", "house", "crab")
 
@@ -32,13 +35,17 @@ class UNetConfig:
     """Of the denoiser stage.
 
     Attributes:
-        loop: Length and pace.
+        loop: Length, and what the run leaves.
+        optimizer: Pace.
+        preview_every: Steps between previews.
         empty_caption: Fraction of captions that are dropped, so that text guidance works.
         styled_captions: Fraction of captions that name the style.
         everything: Train on all emoji, not only on the things.
     """
 
     loop: LoopConfig
+    optimizer: OptimizerConfig
+    preview_every: int = 1000
     empty_caption: float = 0.12
     styled_captions: float = 0.8
     everything: bool = False
@@ -46,17 +53,10 @@ class UNetConfig:
 
 def default_config() -> UNetConfig:
     """The published recipe."""
-    loop = LoopConfig(
-        folder=stage_folder("unet"),
-        num_steps=32_000,
-        batch_size=32,
-        learning_rate=8e-4,
-        warmup_steps=300,
-        ema_decay=0.999,
-        checkpoint_every=250,
-        preview_every=1000,
+    return UNetConfig(
+        loop=stage_loop("unet", num_steps=32_000, batch_size=32, checkpoint_every=250),
+        optimizer=OptimizerConfig(learning_rate=8e-4, betas=(0.9, 0.99), warmup_steps=300, ema_decay=0.999),
     )
-    return UNetConfig(loop=loop)
 
 
 def build() -> UNet2DConditionModel:
@@ -96,7 +96,7 @@ class Denoiser(nn.Module):
 
 
 class UNetTask:
-    """Noisy latents and captions; see `imprompt.training.loop.Task`."""
+    """Noisy latents and captions; see `imprompt.training.task.Task`."""
 
     def __init__(self, model: Denoiser, examples: DiffusionExamples, config: UNetConfig) -> None:
         """Join the denoiser and its examples."""
@@ -104,18 +104,19 @@ class UNetTask:
         self.examples = examples
         self.num_examples = len(examples)
         self.config = config
+        self.order = BatchOrder(self.num_examples, config.loop.batch_size, config.loop.seed)
 
-    def loss(
-        self, indices: Int[Tensor, " batch"], generator: torch.Generator
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Weighted error of the velocity at random timesteps, under captions some of which are empty."""
-        device = self.config.loop.device
-        batch = self.examples.noisy_batch(indices, generator).to(device)
-        is_empty = torch.rand(len(indices), generator=generator) < self.config.empty_caption
-        token_ids = self.examples.captions_of(
-            batch.members, is_empty, generator, styled_probability=self.config.styled_captions
+    def batch(self, draw: Draw) -> CaptionedBatch:
+        """Pictures at random timesteps, under captions some of which are empty."""
+        config = self.config
+        return self.examples.captioned_batch(
+            draw, empty_caption=config.empty_caption, styled_captions=config.styled_captions
         )
-        return batch.loss(self.model(batch.noisy, batch.timesteps, token_ids.to(device)))
+
+    def loss(self, batch: CaptionedBatch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Weighted error of the velocity."""
+        noisy = batch.noisy
+        return noisy.loss(self.model(noisy.noisy, noisy.timesteps, batch.token_ids))
 
     def preview(self, step: int) -> None:
         """Eight subjects down, eight styles across."""
@@ -124,7 +125,7 @@ class UNetTask:
             draw(pipeline, [f"{subject}, {style.word} style emoji" for style in STYLES], seed=100 * number)
             for number, subject in enumerate(PREVIEW_SUBJECTS)
         ]
-        save_grid(rows, self.config.loop.folder / "previews" / f"step-{step:06d}.png")
+        save_grid(rows, self.config.loop.output / "previews" / f"step-{step:06d}.png")
 
 
 def run(config: UNetConfig) -> Path:
@@ -136,8 +137,8 @@ def run(config: UNetConfig) -> Path:
     torch.manual_seed(config.loop.seed)
     pictures = dataset.load(everything=config.everything)
     model = Denoiser(build(), _text_encoder())
-    train(UNetTask(model, DiffusionExamples(pictures), config), config.loop)
-    return snapshot(config.loop.folder)
+    train_stage(UNetTask(model, DiffusionExamples(pictures), config), config)
+    return snapshot(config.loop.output)
 
 
 def load_denoiser() -> Denoiser:
