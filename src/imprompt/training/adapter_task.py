@@ -23,6 +23,7 @@ from imprompt.training.bases import FrozenBase, Texts
 from imprompt.training.feedback import Feedback
 from imprompt.training.inputs import CROP, FEATURES, AdapterBatch, AdapterInputs
 from imprompt.training.noise import NoiseProcess
+from imprompt.training.objective import row_errors
 from imprompt.training.order import BatchOrder
 
 Nulls = Mapping[str, Float[Tensor, "1 *length width"]]
@@ -98,7 +99,7 @@ class AdapterTask:
         target = self.noise.target(clean, batch.noise, batch.timesteps)
         with self._base_precision(noisy.device):
             predicted = self.base.predict(noisy, batch.timesteps, text, batch.targets.sizes)
-        return (predicted.float() - target.float()).square().flatten(1).mean(1)
+        return row_errors(predicted, target)
 
     def without_dropout(self, batch: AdapterBatch) -> AdapterBatch:
         """Every image and every text as they are."""
