@@ -25,6 +25,7 @@ COMMANDS = {
     "grid": "Draw one sheet of pictures over two settings.",
     "evaluate": "Measure how well pictures follow their references and texts, by a protocol.",
     "compare": "Tell which differences between two evaluations are real.",
+    "data": "Gather, check and see training data.",
     "features": "Compute once what a training run reads at every step.",
     "train": "Train an image prompt adapter on a frozen base.",
     "inspect": "Tell what an adapter file is, and what it fits.",

@@ -18,6 +18,7 @@ WORDS = (
     (r"\b(part|variant|lora|guidance)='([^']*)'", r"--\1 \2"),
     (r"\b(part|variant|lora|guidance)=(?!\w)", r"--\1"),
     (r"(--[a-z-]+(?: [^\s,;]+)?) to attach\b", r"\1"),
+    (r"(?<!\.)\bbad_samples\b", "--bad-samples"),
 )
 
 

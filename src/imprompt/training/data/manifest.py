@@ -251,9 +251,10 @@ def is_manifest(path: Path) -> bool:
 def _check_budget(source: Path, kept: int, losses: list[Loss], budget: float, listed: Path | None) -> None:
     total = kept + len(losses)
     if len(losses) > budget * total:
+        reason = losses[0].reason.rstrip(".")
         raise DataError(
             f"'{source}' has lost {len(losses):,} of {total:,} samples, and {budget:.1%} may be lost; the first is "
-            f"{losses[0].where!r}: {losses[0].reason.rstrip('.')}. All are listed in '{listed}'; mend them or raise bad_samples."
+            f"{losses[0].where!r}: {reason}. All are listed in '{listed}'; mend them or raise bad_samples."
         )
 
 

@@ -57,10 +57,11 @@ class Quarantine:
         """
         lost = self.losses()
         if len(lost) > self.budget * self.total:
-            name, reason = next(iter(lost.items()))
+            name, text = next(iter(lost.items()))
+            reason = text.rstrip(".")
             raise DataError(
                 f"{len(lost):,} of {self.total:,} samples cannot be used, and {self.budget:.1%} may be lost; the first "
-                f"is {name!r}: {reason} All are listed in '{self.folder}'; mend them, or raise data.bad_samples."
+                f"is {name!r}: {reason}. All are listed in '{self.folder}'; mend them, or raise data.bad_samples."
             )
 
     def _own_file(self) -> Path:
