@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from imprompt.adapter.attach import attach
 from imprompt.adapter.attention import matched_length
-from imprompt.core.errors import PromptError
+from imprompt.core.errors import ConditioningError, PromptError
 from imprompt.core.images import image_hash
 from imprompt.generation.region_texts import resolve_texts
 from imprompt.generation.resolve import resolve
@@ -131,6 +131,9 @@ def prompts(draw):
             fields["fit"] = "tile"
         case "detail":
             fields |= {"detail": 2, "detail_weight": 0.6}
+    if fields["attention"] == "joint softmax":  # of which nobody has less than nothing
+        fields |= {name: abs(fields[name] or 0.0) for name in ("weight", "second_weight")}
+        fields["blocks"] = None if isinstance(fields["blocks"], dict) else fields["blocks"]
     return {"image": several, **fields}  # data: made a prompt in the test, whose types are checked at random
 
 
@@ -277,6 +280,45 @@ def test_norm_matching_does_not_depend_on_the_values_length(bench):
             part.to_v_ip.weight.div_(10.0)
     assert torch.allclose(once, tenfold, atol=1e-4)
     assert (plain - tenfold).abs().max() > 1e-2
+
+
+def test_a_joint_softmax_shares_attention_out(bench):
+    """Nothing at weight 0; of whole shares the order does not matter, and the image's values alone fill the rest."""
+    plain = bench.output([[]])
+    one, other = (ImagePrompt(picture(seed), attention="joint softmax", weight=seed * 0.4) for seed in (1, 2))
+    assert torch.equal(bench.output([[ImagePrompt(picture(), weight=0.0, attention="joint softmax")]]), plain)
+    together = bench.output([[one, other]])
+    assert torch.allclose(together, bench.output([[other, one]]), atol=1e-5)
+    apart = bench.output([[ImagePrompt(picture(1), weight=0.4), ImagePrompt(picture(2), weight=0.8)]])
+    assert (together - apart).abs().max() > 1e-2 and (together - plain).abs().max() > 1e-2
+    # One picture twice at half the weight is that picture, and so is one beside another of no weight.
+    whole = bench.output([[one]])
+    half = ImagePrompt(picture(1), attention="joint softmax", weight=0.2)
+    assert torch.allclose(bench.output([[half, half]]), whole, atol=1e-5)
+    listed = ImagePrompt([picture(1), picture(3)], attention="joint softmax", weight=0.4, image_weights=[1.0, 0.0])
+    assert torch.allclose(bench.output([[listed]]), whole, atol=1e-5)
+
+
+def test_a_joint_softmax_follows_blocks_steps_masks_and_halves(bench):
+    fields = {"attention": "joint softmax", "weight": 0.7}
+    for step, weight in enumerate([0.0, 0.3, 1.0]):
+        listed = bench.output([[ImagePrompt(picture(), **fields, curve=[0.0, 0.3, 1.0, 0.5, 0.0])]], step)
+        constant = bench.output([[ImagePrompt(picture(), **{**fields, "weight": 0.7 * weight})]], step)
+        assert torch.allclose(listed, constant, atol=1e-5), step
+    swapped = bench.output([[ImagePrompt(picture(), **fields, negative=picture())]])
+    assert torch.allclose(swapped[1], bench.output([[ImagePrompt(picture(), **fields)]])[1], atol=1e-6)
+    mixed = [[ImagePrompt(picture(), **fields, mask=LEFT)], [ImagePrompt(picture(2), mask=RIGHT)]]
+    rows = bench.output(mixed)
+    for number, row in enumerate(mixed):
+        assert torch.allclose(rows[:, number], bench.output([row], places=[number])[:, 0], atol=1e-5), number
+
+
+def test_negative_parts_of_a_joint_softmax_are_refused(bench):
+    for values in ({"weight": -0.1}, {"second_weight": -1.0}, {"image_weights": [-1.0]}):
+        with pytest.raises(PromptError, match="'joint softmax' shares attention out, so weights start at 0; got -"):
+            ImagePrompt(picture(), attention="joint softmax", **values)
+    with pytest.raises(ConditioningError, match="branch 0 has a negative scale in a joint softmax"):
+        bench.output([[ImagePrompt(picture(), attention="joint softmax", blocks={0: -1.0})]])
 
 
 def test_blocks_that_the_base_lacks_are_refused_when_set(bench):

@@ -261,17 +261,19 @@ def _value_gain(branch: Branch, copies: int, device: torch.device, dtype: torch.
     """Factors on values. In a joint softmax they are factors on masses instead, as `_bank_token_mask` has them."""
     if branch.gain is None:
         return None
-    gain = branch.gain if branch.joint is None else torch.where(branch.joint[:, None], 1.0, branch.gain)
-    return gain.to(device, dtype).repeat(copies, 1)[:, None, :, None]
+    gain = branch.gain.to(device, dtype)
+    if branch.joint is not None:
+        gain = torch.where(branch.joint.to(device)[:, None], 1.0, gain)
+    return gain.repeat(copies, 1)[:, None, :, None]
 
 
 def _bank_token_mask(branch: Branch, copies: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
     """Which tokens are real; with gains in a joint softmax, what is added to their logits."""
-    mask = branch.token_mask
+    mask = None if branch.token_mask is None else branch.token_mask.to(device)
     if mask is not None:
         # A row without tokens has scale 0; it still must not divide zero by zero.
         mask = mask | ~mask.any(dim=1, keepdim=True)
     if branch.joint is not None and branch.gain is not None:
-        gain = torch.where(branch.joint[:, None], branch.gain, 1.0)
+        gain = torch.where(branch.joint.to(device)[:, None], branch.gain.to(device), 1.0)
         mask = (gain if mask is None else gain * mask.to(gain)).log().clamp(min=NOTHING).to(dtype)
-    return None if mask is None else mask.to(device).repeat(copies, 1)[:, None, None, :]
+    return None if mask is None else mask.repeat(copies, 1)[:, None, None, :]

@@ -70,9 +70,7 @@ class BoundBranch:
             attended = image_attention(reads[0], keys, values, token_mask=token_mask)
         else:
             attended = attention(reads, keys, values, token_mask)
-        if self.match is not None and own is not None:
-            frames = attended.shape[0] // self.match.shape[0]
-            attended = matched_length(attended, own, per_frame(self.match.view(-1, 1, 1, 1), frames))
+        attended = self._matched(attended, own)
         return attended if weight is None else attended * weight
 
     def share(
@@ -81,6 +79,7 @@ class BoundBranch:
         position: int,
         size: tuple[int, int] | None,
         num_tokens: int | None = None,
+        own: Float[Tensor, "batch heads length head"] | None = None,
     ) -> Share | None:
         """This branch's part in a softmax of several, at one site; None where its adapter has no part. See `attend`."""
         parts = self._parts(query, position, size, num_tokens)
@@ -92,10 +91,17 @@ class BoundBranch:
         joint = per_frame(self.joint.view(-1, 1, 1, 1), query.shape[0] // self.joint.shape[0]).to(weight.dtype)
         mass = log_sum_exp(query, keys, token_mask)
         return Share(
-            attended=image_attention(query, keys, values, token_mask=token_mask),
+            attended=self._matched(image_attention(query, keys, values, token_mask=token_mask), own),
             log_mass=mass + (weight * joint).to(mass.dtype).log(),
             apart=weight * (1 - joint),
         )
+
+    def _matched(self, attended: Tensor, own: Tensor | None) -> Tensor:
+        """The image's part in the length of the host's own, in rows that ask for it."""
+        if self.match is None or own is None:
+            return attended
+        frames = attended.shape[0] // self.match.shape[0]
+        return matched_length(attended, own, per_frame(self.match.view(-1, 1, 1, 1), frames))
 
     def _parts(
         self, query: Tensor, position: int, size: tuple[int, int] | None, num_tokens: int | None

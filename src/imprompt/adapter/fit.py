@@ -125,6 +125,16 @@ def check_branch(branch: Branch, adapter: Adapter, sites: tuple[Site, ...]) -> N
             f"'norm matched' brings an image to the length of the host's own attention, and adapters for {title} act "
             "behind the block, where that is not to be seen; choose another attention"
         )
+    if branch.key_scale is not None and adapter.spec.is_timed:
+        raise ConditioningError(
+            f"'keys and values' and 'channel penalty' scale keys, and {adapter.spec.name!r} norms its keys afterwards; "
+            "choose another attention"
+        )
+    if branch.gain is not None and adapter.spec.is_timed:
+        raise ConditioningError(
+            f"image_weights weigh the tokens of each picture, and {adapter.spec.name!r} makes one set of all pictures; "
+            "give a prompt for each"
+        )
     unknown = next((site.name for site in acts if not site.own_keys), None)
     if branch.joint is not None and unknown is not None:
         raise ConditioningError(

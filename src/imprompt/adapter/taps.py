@@ -206,7 +206,7 @@ class SiteTap:
         others = [branch for branch in self.frame.branches if not branch.is_text]
         own = own if own is None or texts is None else own + texts
         images = self._sum(reads, own, [branch for branch in others if branch.joint is None])
-        shares = self._shares(reads, [branch for branch in others if branch.joint is not None])
+        shares = self._shares(reads, own, [branch for branch in others if branch.joint is not None])
         if shares:
             assert own is not None and own_mass is not None
             images = _added(images, joined(shares, own, own_mass()))
@@ -219,9 +219,9 @@ class SiteTap:
             total = _added(total, attended)
         return total
 
-    def _shares(self, reads: tuple[Tensor, ...], branches: Sequence[BoundBranch]) -> list[Share]:
+    def _shares(self, reads: tuple[Tensor, ...], own: Tensor | None, branches: Sequence[BoundBranch]) -> list[Share]:
         frame = self.frame
-        shares = [branch.share(reads[0], self.position, frame.size, frame.num_queries) for branch in branches]
+        shares = [branch.share(reads[0], self.position, frame.size, frame.num_queries, own) for branch in branches]
         return [share for share in shares if share is not None]
 
 
