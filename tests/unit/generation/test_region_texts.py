@@ -13,6 +13,7 @@ from imprompt.generation.regions import share_places
 from imprompt.generation.request import Request, parse_request
 from imprompt.prompts import Box, ImagePrompt, TextRegion
 from tests import tiny, tiny_transformers
+from tests.parity import test_later_unets as later
 
 LEFT, RIGHT, ALL = Box(0.0, 0.0, 0.5, 1.0), Box(0.5, 0.0, 1.0, 1.0), Box(0.0, 0.0, 1.0, 1.0)
 NOWHERE = torch.zeros(32, 32)
@@ -147,6 +148,45 @@ def test_kolors_regions_pass_its_text_projection():
     with attach(host) as images:
         images.set(regions=[TextRegion(None, ALL, embeds=other)])
         assert torch.allclose(tiny.call(host, inputs), wanted, atol=1e-5)
+
+
+def animated(unet):
+    return diffusers.UNetMotionModel.from_unet2d(unet, later.motion(unet))
+
+
+@pytest.mark.parametrize("make", [animated, later.controlled], ids=["AnimateDiff", "ControlNet-XS"])
+def test_unets_into_which_something_was_put_later(make):
+    """Also where frames are folded into the batch, which all have their row's regions."""
+    unet, other = tiny.unet(), embeds()
+    host, inputs = make(unet), tiny.host_inputs(unet, 2)
+    if isinstance(host, diffusers.UNetMotionModel):
+        inputs["sample"] = tiny.rand(2, 4, later.FRAMES, 16, 16)
+    else:
+        inputs["controlnet_cond"] = tiny.rand(2, 3, 128, 128)
+    texts = torch.stack([inputs["encoder_hidden_states"][0], other])
+    times = later.FRAMES if isinstance(host, diffusers.UNetMotionModel) else 1
+    wanted, inputs = (
+        {**inputs, "encoder_hidden_states": text.repeat_interleave(times, dim=0)}
+        for text in (texts, inputs["encoder_hidden_states"])
+    )
+    wanted = tiny.call(host, wanted)
+    with attach(host, guidance="cfg") as images:
+        images.set(regions=[TextRegion(None, ALL, embeds=other)])
+        assert torch.allclose(tiny.call(host, inputs), wanted, atol=1e-5)
+        images.set(regions=[TextRegion(None, LEFT, embeds=other)])
+        assert (tiny.call(host, inputs) - wanted)[1].abs().max() > 1e-3
+
+
+def test_half_precision_is_as_near_as_its_rounding(plain_pipe):
+    """Mixing takes no more from bfloat16 than the network itself does."""
+    inputs, other = tiny.host_inputs(plain_pipe.unet, 1), embeds()
+    exact = tiny.call(plain_pipe.unet, {**inputs, "encoder_hidden_states": other[None]})
+    host = tiny.unet("small").to(torch.bfloat16)
+    inputs = {name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in inputs.items()}
+    rounding = (tiny.call(host, {**inputs, "encoder_hidden_states": other[None].bfloat16()}) - exact).abs().max()
+    with attach(host) as images:
+        images.set(regions=[TextRegion(None, ALL, embeds=other)])
+        assert (tiny.call(host, inputs) - exact).abs().max() < 2 * rounding
 
 
 def test_rows_equal_their_own_runs(plain_pipe):
