@@ -256,7 +256,8 @@ def describe(report: Report) -> str:
     lines = [f"{name:42s}{text}" for name, text in report.facts]
     lines += ["", f"{'bucket (width x height)':42s}{'samples':>9s}  batches an epoch"]
     lines += [f"{f'{fill.width} x {fill.height}':42s}{fill.samples:9,d}  {fill.batches:.1f}" for fill in report.fills]
-    lines += ["", f"{'found':42s}{'samples':>9s}  the worst"]
+    if report.findings or report.num_lost:
+        lines += ["", f"{'found':42s}{'samples':>9s}  the worst"]
     if report.num_lost:
         lines.append(f"{'! lost when the manifest was made':42s}{report.num_lost:9,d}  {report.lost}")
     for finding in report.findings:
