@@ -41,8 +41,10 @@ def train(
     if resolved:
         typer.echo(config.model_dump_json(indent=2))
         return
+    from imprompt.cli.progress import quiet_libraries
     from imprompt.training.run import train as run
 
+    quiet_libraries()
     finished = run(config)
     typer.echo(f"{finished.step:,} steps; adapter: {finished.adapter}; report: {config.loop.output / 'report.html'}")
 

@@ -5,7 +5,7 @@ No model is touched, so any process can make one; all randomness is that of the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -103,6 +103,7 @@ class BadSample(ImageError):
         self.row = row
 
 
+@runtime_checkable
 class TargetSource(Protocol):
     """Where latents or pixels come from."""
 
@@ -120,6 +121,7 @@ class TargetSource(Protocol):
         ...
 
 
+@runtime_checkable
 class ReferenceSource(Protocol):
     """Where references come from."""
 

@@ -194,6 +194,7 @@ class Run:
         return RunOptions(
             num_workers=self.config.data.num_workers,
             preview_every=0 if feedback is None else feedback.every,
+            preview_first=feedback is not None and feedback.every > 0,
             preview_everywhere=True,
             data=self.manifest.hash,
             config=self.config.model_dump(mode="json"),

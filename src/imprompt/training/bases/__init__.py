@@ -1,7 +1,7 @@
 """Frozen bases: how each kind of denoiser is loaded, told texts and timesteps, and asked for its prediction."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -25,6 +25,7 @@ KINDS: dict[str, type[FrozenBase]] = {
 }
 
 
+@runtime_checkable
 class TrainingBase(Protocol):
     """What the trainer wants of a base; see `FrozenBase`, which all of ours are."""
 

@@ -2,8 +2,10 @@
 
 import ast
 import inspect
+import logging
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -39,13 +41,26 @@ def encode_prompt(pipe: Any, captions: Sequence[str], device: torch.device) -> d
     """
     answers = {"prompt": list(captions), "device": device, **_ANSWERS}
     arguments = {name: answers[name] for name in _asked(type(pipe)) if name in answers}
-    returned = pipe.encode_prompt(**arguments)
+    with _silenced(type(pipe).__module__):
+        returned = pipe.encode_prompt(**arguments)
     named = dict(zip(returned_names(type(pipe)), returned if isinstance(returned, tuple) else (returned,), strict=True))
     return {
         name: value.detach()
         for name, value in named.items()
         if isinstance(value, Tensor) and not name.startswith("negative")
     }
+
+
+@contextmanager
+def _silenced(module: str) -> Iterator[None]:
+    """Keep a pipeline from saying at every step that a caption is longer than its encoder reads."""
+    logger = logging.getLogger(module)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @cache
