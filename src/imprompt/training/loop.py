@@ -47,6 +47,7 @@ class RunOptions:
     Attributes:
         num_workers: Processes that read ahead.
         preview_every: Steps between previews; 0 draws none.
+        preview_first: Also preview before the first step: what fails fails soon, and later ones can be compared.
         preview_everywhere: Call the preview in all processes, as a sharded base needs; the task then writes in the main
             one alone.
         data: Fingerprint of the data, such as a manifest's hash; another one is another run.
@@ -55,6 +56,7 @@ class RunOptions:
 
     num_workers: int = 0
     preview_every: int = 0
+    preview_first: bool = False
     preview_everywhere: bool = False
     data: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -112,6 +114,8 @@ class Trainer:
         self.task.model.train()
         with self._tracking() as tracking, stop_requests(loop.minutes) as requests, closing(self._read()) as portions:
             with progress_bar(loop, self.step, is_shown=processes.is_main) as bar:
+                if self.step == 0 and self.options.preview_first:
+                    self._preview(tracking)
                 while self.step < loop.num_steps and not self._shall_stop(requests):
                     self._take_step(next(portions))
                     bar.update(loop.batch_size)
@@ -180,10 +184,13 @@ class Trainer:
             self._save()
         every = self.options.preview_every
         if every and self.step % every == 0:
-            preview = partial(self._preview, tracking)
-            _ = preview() if self.options.preview_everywhere else self.processes.on_main(preview)
+            self._preview(tracking)
 
     def _preview(self, tracking: Tracking | None) -> None:
+        preview = partial(self._preview_here, tracking)
+        _ = preview() if self.options.preview_everywhere else self.processes.on_main(preview)
+
+    def _preview_here(self, tracking: Tracking | None) -> None:
         with self._averaged_weights():
             figures = self.task.preview(self.step)
         if tracking is not None and figures:

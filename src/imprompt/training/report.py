@@ -260,9 +260,9 @@ def _step_name(path: str) -> str:
 
 
 def _series(lines: Sequence[Line], key: str) -> tuple[list[Number], list[Number]]:
-    """Steps and values of the lines that have a number there."""
-    pairs = [(line["step"], line[key]) for line in lines if _is_number(line.get(key))]
-    return [step for step, _ in pairs], [value for _, value in pairs]
+    """Steps and values of the lines that have a number there; of several for a step the last."""
+    values = {line["step"]: line[key] for line in lines if _is_number(line.get(key))}
+    return list(values), list(values.values())
 
 
 def _is_number(value: Any) -> bool:

@@ -187,6 +187,19 @@ def test_previews_see_the_averaged_weights_and_training_goes_on_with_its_own(tmp
     assert json.loads((tmp_path / "seen" / "log.jsonl").read_text().splitlines()[-1]) == {"step": 12, "previewed": 12.0}
 
 
+def test_a_first_preview_sees_the_weights_that_training_begins_with_and_is_not_seen_again(tmp_path):
+    task, options = Regression(), RunOptions(preview_every=12, preview_first=True)
+    begun = task.model[0].weight.clone()
+    run(task, tmp_path / "seen", options=options, num_steps=5)
+    assert [step for step, _ in task.previews] == [0]
+    assert torch.equal(task.previews[0][1], begun)
+    resumed = Regression()
+    run(resumed, tmp_path / "seen", options=options)
+    assert [step for step, _ in resumed.previews] == [12]
+    run(Regression(), tmp_path / "unseen")
+    assert_same_state(final_state(tmp_path / "unseen"), final_state(tmp_path / "seen"))
+
+
 @pytest.mark.parametrize(("instruction", "expected"), [("avx2", False), ("avx512_bf16", True), ("bf16", True)])
 def test_bfloat16_is_for_devices_that_compute_in_it(monkeypatch, instruction, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True}, raising=False)

@@ -126,6 +126,11 @@ def test_lines_that_are_about_to_be_logged_are_shown(run):
     assert "30 of 40" in Reader(write_report(run, [line(30)]).read_text()).text
 
 
+def test_a_step_that_was_measured_again_has_one_point():
+    (chart,) = charts([line(0, loss=0.5), line(0, loss=0.25), line(1, loss=0.75)])
+    assert "step 0: 0.25" in chart and "step 0: 0.5" not in chart
+
+
 def test_a_line_cut_short_and_a_damaged_manifest_do_not_stop_a_report(run):
     with (run / "log.jsonl").open("a") as log:
         log.write('{"step": 30, "los')
