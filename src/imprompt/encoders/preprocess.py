@@ -90,13 +90,11 @@ class Preprocessing:
         Raises:
             CheckpointError: It cannot be read, or makes no squares.
         """
-        for name in ("preprocessor_config.json", "processor_config.json"):
-            path = folder / name
-            if not path.is_file():
-                continue
+        path = preprocessor_file(folder)
+        if path is not None:
             try:
                 config = json.loads(path.read_text())
-                # The second is of a processor for pictures and texts, and says this in a part of its own.
+                # The second name is of a processor for pictures and texts, and says this in a part of its own.
                 return cls.from_config(config.get("image_processor", config), default=default)
             except (AttributeError, CheckpointError, TypeError, ValueError) as error:
                 raise CheckpointError(
@@ -108,6 +106,17 @@ class Preprocessing:
     def to_json(self) -> str:
         """Every value, in a fixed order, for fingerprints."""
         return json.dumps(asdict(self))
+
+
+def preprocessor_file(folder: Path) -> Path | None:
+    """The file that says how an encoder's pictures are prepared; None if there is none.
+
+    Pipelines of diffusers keep it beside the folder of their image encoder.
+    """
+    beside = [folder.parent / "feature_extractor"] if folder.name == "image_encoder" else []
+    names = ("preprocessor_config.json", "processor_config.json")
+    places = [place / name for place in (folder, *beside) for name in names]
+    return next((path for path in places if path.is_file()), None)
 
 
 def prepare_pixels(

@@ -161,3 +161,16 @@ def test_what_a_crop_loses() -> None:
 def test_an_unknown_fit() -> None:
     with pytest.raises(ImageError, match="got 'zoom'"):
         prepare_pixels(noise(4, 4), Preprocessing(), "zoom")  # pyright: ignore[reportArgumentType]
+
+
+def test_an_encoder_in_a_pipeline_has_its_preprocessing_beside_it(tmp_path):
+    encoder, beside = tmp_path / "image_encoder", tmp_path / "feature_extractor"
+    encoder.mkdir()
+    beside.mkdir()
+    (beside / "preprocessor_config.json").write_text('{"size": 64, "crop_size": 64, "image_mean": [0.5, 0.5, 0.5]}')
+    assert Preprocessing.from_folder(encoder).mean == (0.5, 0.5, 0.5)
+    (encoder / "preprocessor_config.json").write_text('{"size": 32, "crop_size": 32}')
+    assert Preprocessing.from_folder(encoder).crop_size == 32
+    other = tmp_path / "another"
+    other.mkdir()
+    assert Preprocessing.from_folder(other) == Preprocessing.openai()

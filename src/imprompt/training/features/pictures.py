@@ -14,7 +14,7 @@ from torch import Tensor
 from imprompt.core.errors import ImageError
 from imprompt.core.files import sha256_file
 from imprompt.encoders.face import FaceEncoder
-from imprompt.encoders.preprocess import prepare_pixels
+from imprompt.encoders.preprocess import prepare_pixels, preprocessor_file
 from imprompt.encoders.vision import VisionEncoder
 from imprompt.training.data.manifest import Manifest
 from imprompt.training.features.fingerprint import fingerprint_of_folder
@@ -54,9 +54,11 @@ class PictureJob:
 
     def ingredients(self, manifest: Manifest) -> dict[str, str]:
         """Weights and preprocessing on disk, layer, number formats, views and face networks."""
+        preprocessor = preprocessor_file(self.folder)
         return {
             "kind": self.kind,
             "encoder": fingerprint_of_folder(self.folder),
+            "preprocessing": "" if preprocessor is None else preprocessor.read_text(),
             "layer": str(self.index) if self.kind == "hidden_states" else "pooled",
             "dtype": self.dtype,
             "storage": self.storage,
