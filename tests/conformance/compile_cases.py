@@ -345,12 +345,12 @@ COMPOSED: list[list[dict[str, Any]]] = [  # fields of the two rows' prompts: of 
         {"weight": 0.2, "curve": [1.0, 0.0, 0.5], "attention": "keys and values", "blocks": "precise composition"},
         {"unit": "noise", "end": 0.6, "image_weights": [1.5, 0.2]},
     ],
-    [{"attention": "norm matched", "blocks": "style"}, {"attention": "norm matched", "weight": 0.3}],
-    [{"attention": "norm matched", "blocks": "ease in"}, {"weight": -0.5, "end": 0.5}],
+    [{"attention": "norm matched", "blocks": "style"}, {"attention": "joint softmax", "weight": 0.3}],
+    [{"attention": "norm matched", "weight": -0.5}, {"attention": "joint softmax", "blocks": "ease in", "end": 0.5}],
 ]
 
 
-@pytest.mark.parametrize("pair", [COMPOSED[:2], COMPOSED[2:]], ids=["tables", "matched"])
+@pytest.mark.parametrize("pair", [COMPOSED[:2], COMPOSED[2:]], ids=["tables", "with-the-host"])
 def test_composed_prompts(pair: list[list[dict[str, Any]]], fuse: bool) -> None:
     """Everything that tables and tokens can say is the same compiled, and changes without another graph."""
     from imprompt.generation.attach import attach as attach_prompts

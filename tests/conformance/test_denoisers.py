@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.nn import functional
 from imprompt.adapter.attach import attach
 from imprompt.adapter.conditioning import Conditioning
 from imprompt.adapter.families import NOT_ATTACHABLE, all_families, family_of
-from imprompt.adapter.sites import Site, submodule
+from imprompt.adapter.sites import Site
 from imprompt.core.errors import ConditioningError, HostMismatch
 from tests import tiny
 from tests.denoisers import DENOISERS, all_denoiser_classes, report

@@ -1,6 +1,7 @@
 """The processor that takes both taps' place: bit for bit what the taps and the stock processor give, never stale."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from imprompt.adapter.attach import attach
+from imprompt.adapter.conditioning import Branch
 from imprompt.adapter.text_cache import TextCache
 from tests import tiny
 
@@ -21,6 +23,11 @@ def both_ways(host: Any, adapter: Any, branches: Any, inputs: Any) -> tuple[Tens
     return outputs[0], outputs[1]
 
 
+def joint(branch: Branch) -> Branch:
+    """In the first row the same softmax as the text's."""
+    return replace(branch, joint=torch.arange(branch.rows) == 0)
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_fused_is_the_taps_bit_for_bit(family: str, rows: int) -> None:
@@ -32,6 +39,7 @@ def test_fused_is_the_taps_bit_for_bit(family: str, rows: int) -> None:
         (tiny.branch(adapter, rows, weight=0.8),),
         (tiny.branch(adapter, rows, weight=0.8), tiny.branch(adapter, rows, seed=3, weight=-0.4)),
         (tiny.branch(adapter, rows, weight=0.8, region=region),),
+        (joint(tiny.branch(adapter, rows, weight=0.8, region=region)), joint(tiny.branch(adapter, rows, seed=3))),
     ]
     for branches in cases:
         assert torch.equal(*both_ways(host, adapter, branches, inputs))
@@ -63,9 +71,10 @@ def test_a_mask_of_the_text_goes_the_long_way() -> None:
     assert not torch.equal(plain, unmasked)
     with attach(host, adapter):
         assert torch.equal(tiny.call(host, inputs), plain)
-    fused, taps = both_ways(host, adapter, (tiny.branch(adapter, 2),), inputs)
-    assert torch.equal(fused, taps)
-    assert (fused - plain).abs().max() > 1e-2
+    for branch in (tiny.branch(adapter, 2), joint(tiny.branch(adapter, 2))):
+        fused, taps = both_ways(host, adapter, (branch,), inputs)
+        assert torch.equal(fused, taps)
+        assert (fused - plain).abs().max() > 1e-2
 
 
 def test_hosts_with_unusual_attentions_go_the_long_way() -> None:

@@ -4,6 +4,7 @@ In a process of its own, where nothing checks types.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,8 +55,8 @@ def compiled(pipe: Any, *, in_place: bool, backend: str = "eager") -> Any:
     return pipe
 
 
-def prompts(adapter: Any, **options: Any) -> Any:
-    return transformers.conditioning(transformers.branch(adapter, 2, **options))
+def prompts(adapter: Any, joint: Tensor | None = None, **options: Any) -> Any:
+    return transformers.conditioning(replace(transformers.branch(adapter, 2, **options), joint=joint))
 
 
 def check(family: str, sets: Any, *, in_place: bool = False, backend: str = "eager", **options: Any) -> None:
@@ -96,16 +97,21 @@ def test_aot_graph_is_whole(family: str) -> None:
     check(family, [{}, {"seed": 5}], backend="aot_eager")
 
 
-@pytest.mark.parametrize("family", ["flux", "flux-xlabs", "flux-instantx", "sd3-instantx"])
-def test_masks_and_windows(family: str) -> None:
-    """On FLUX the picture's size stands in numbers on the device; the graph does not depend on them."""
+@pytest.mark.parametrize(
+    ("family", "joint"), [("flux", True), ("flux-xlabs", False), ("flux-instantx", False), ("sd3-instantx", False)]
+)
+def test_masks_and_windows(family: str, joint: bool) -> None:
+    """On FLUX the picture's size stands in numbers on the device; the graph does not depend on them.
+
+    There one of both rows shares one softmax with what the host attends to.
+    """
     early, late = tiny.window(0.0, 0.5), tiny.window(0.5, 1.0)
     sets = [
         {"region": half(0), "schedule": early},
         {"region": half(1), "schedule": early},
         {"region": half(0), "schedule": late, "weight": [1.2, 0.7]},
     ]
-    check(family, sets, steps=4)
+    check(family, [{**each, "joint": torch.tensor([True, False])} for each in sets] if joint else sets, steps=4)
 
 
 def test_masks_of_other_sizes_of_picture() -> None:
