@@ -46,11 +46,6 @@ class Checkpoint:
     counters: dict[str, Any]
     record: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the tensors."""
-        return sum(value.numel() * value.element_size() for group in self.tensors.values() for value in group.values())
-
 
 def save_checkpoint(
     folder: Path, step: int, checkpoint: Checkpoint, keep: int = 2, export: Callable[[Path], None] | None = None
@@ -75,7 +70,8 @@ def save_checkpoint(
         return target
     _remove_unfinished(folder)
     temporary = folder / f".writing-{step:08d}-{os.getpid()}"
-    with _whole_or_gone(temporary, checkpoint.num_bytes):
+    num_exported = 0 if export is None else _num_bytes(checkpoint.tensors["model"])
+    with _whole_or_gone(temporary, sum(map(_num_bytes, checkpoint.tensors.values())) + num_exported):
         _write(temporary, step, checkpoint, export)
         shutil.rmtree(target, ignore_errors=True)  # a damaged one
         temporary.rename(target)
@@ -134,6 +130,10 @@ def load_averaged_weights(folder: Path) -> dict[str, Tensor] | None:
     return load_file(average if average.exists() else path / "model.safetensors")
 
 
+def _num_bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
 def _write(folder: Path, step: int, checkpoint: Checkpoint, export: Callable[[Path], None] | None) -> None:
     for name, tensors in checkpoint.tensors.items():
         save_file({key: value.detach().contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors")
@@ -179,7 +179,7 @@ def _disk_full(folder: Path, num_bytes: int) -> DiskFull:
     free = shutil.disk_usage(folder).free
     newest = newest_checkpoint(folder)
     kept = "there is none before it" if newest is None else f"'{newest.name}' before it is kept"
-    missing = f"{num_bytes - free:,} bytes are missing" if free < num_bytes else "your quota is used up"
+    missing = f"{num_bytes - free:,} bytes are missing" if free < num_bytes else "it takes more, or a quota is used up"
     return DiskFull(
         f"a checkpoint of {num_bytes:,} bytes does not fit into '{folder}', where {free:,} bytes are free: {missing}; "
         f"make room and run again ({kept})"

@@ -115,7 +115,7 @@ def join_gradients(module: nn.Module, processes: Processes) -> nn.Module:
     """The module, or one whose backward pass averages gradients over the processes."""
     if processes.count == 1:
         return module
-    return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
 def shard_frozen(module: nn.Module, processes: Processes) -> nn.Module:
@@ -139,14 +139,14 @@ def shard_frozen(module: nn.Module, processes: Processes) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(processes.device.type, (processes.count,))
-    for block in repeated_blocks(module):
+    for block in reversed(repeated_blocks(module)):  # inner ones first
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
     return module
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
-    """The blocks that a denoiser is built of: those its class names, else the members of its lists."""
+    """The blocks that a denoiser is built of, outer ones first: those its class names, else the members of its lists."""
     names = {*(getattr(module, "_no_split_modules", None) or ()), *(getattr(module, "_repeated_blocks", None) or ())}
     named = [part for part in module.modules() if type(part).__name__ in names]
     lists = (part for part in module.children() if isinstance(part, nn.ModuleList))
