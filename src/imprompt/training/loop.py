@@ -187,8 +187,10 @@ class Trainer:
             self._preview(tracking)
 
     def _preview(self, tracking: Tracking | None) -> None:
+        begun = time.monotonic()
         preview = partial(self._preview_here, tracking)
         _ = preview() if self.options.preview_everywhere else self.processes.on_main(preview)
+        self._meter.started += time.monotonic() - begun  # images a second are those of training
 
     def _preview_here(self, tracking: Tracking | None) -> None:
         with self._averaged_weights():

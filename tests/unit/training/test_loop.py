@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -198,6 +199,14 @@ def test_a_first_preview_sees_the_weights_that_training_begins_with_and_is_not_s
     assert [step for step, _ in resumed.previews] == [12]
     run(Regression(), tmp_path / "unseen")
     assert_same_state(final_state(tmp_path / "unseen"), final_state(tmp_path / "seen"))
+
+
+def test_the_time_of_previews_does_not_count_as_trainings(tmp_path):
+    task = Regression()
+    task.preview = lambda step: time.sleep(0.5)
+    run(task, tmp_path, options=RunOptions(preview_every=2))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert min(line["images_per_second"] for line in lines) > 2 * 4 / 0.5  # of two steps with four rows
 
 
 @pytest.mark.parametrize(("instruction", "expected"), [("avx2", False), ("avx512_bf16", True), ("bf16", True)])
