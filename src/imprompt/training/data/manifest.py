@@ -22,7 +22,7 @@ from imprompt.training.data.embeds import read_embed
 from imprompt.training.data.quarantine import write_losses
 from imprompt.training.data.sources.parquet import read_cell
 from imprompt.training.data.sources.records import read_picture
-from imprompt.training.data.table import Loss, content_hash, pc, with_schema
+from imprompt.training.data.table import Loss, content_hash, pc, read_table, with_schema
 from imprompt.training.errors import DataError
 
 ReferenceMode = Literal["self", "group", "explicit", "face"]
@@ -61,9 +61,9 @@ class Manifest:
         Raises:
             DataError: There is no such file, or it is no manifest.
         """
-        path = Path(path)
+        path = Path(path).absolute()
         try:
-            table = pq.read_table(path)
+            table = read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(
                 f"'{path}' is no manifest ({first_line(error)}); make one with imprompt data build."
@@ -85,9 +85,17 @@ class Manifest:
 
     @cached_property
     def sizes(self) -> Int[Tensor, "samples 2"]:
-        """Height and width of every picture, upright."""
-        sides = [self.table[name].to_numpy().astype(np.int64) for name in ("height", "width")]
-        return torch.from_numpy(np.stack(sides, axis=1))
+        """Height and width of every picture, upright.
+
+        Raises:
+            DataError: The table does not tell them all, as one that was not built here may not.
+        """
+        sides = np.stack([self.table[name].to_numpy().astype(np.int64) for name in ("height", "width")], axis=1)
+        unknown = np.flatnonzero((sides < 1).any(1))
+        if len(unknown):
+            name = self.sample_id(int(unknown[0]))
+            raise DataError(f"'{self.path}' has no size of {name!r}; make the manifest with imprompt data build.")
+        return torch.from_numpy(sides)
 
     def sample_id(self, number: int) -> str:
         """Name of a sample."""

@@ -1,13 +1,15 @@
 """The columns of a manifest, and the hash of what they hold."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+import pyarrow.parquet as pq
 
 from imprompt.training.errors import DataError
 
@@ -92,6 +94,17 @@ def table_of(samples: Iterable[Sample]) -> pa.Table:
     rows = list(samples)
     columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
     return pa.table(columns, schema=SCHEMA)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one parquet file, and no more columns out of the names of the folders it lies in.
+
+    Args:
+        path: The file.
+        columns: Which columns; all by default.
+    """
+    with pq.ParquetFile(path) as file:
+        return file.read(columns=None if columns is None else list(columns))
 
 
 def with_schema(table: pa.Table, name: str) -> pa.Table:

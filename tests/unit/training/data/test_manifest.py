@@ -104,6 +104,17 @@ def test_a_table_of_ones_own_is_a_manifest(tmp_path: Path) -> None:
     assert manifest.table.schema.names == SCHEMA.names
 
 
+def test_a_table_without_sizes_has_no_buckets(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"sample_id": ["a"], "source": ["x.png"]}), tmp_path / "own.parquet")
+    with pytest.raises(DataError, match="has no size of 'a'"):
+        _ = Manifest.read(tmp_path / "own.parquet").sizes
+
+
+def test_a_folder_s_name_is_no_column(tmp_path: Path) -> None:
+    manifest = write_manifest(text_folder(tmp_path / "data", 2), tmp_path / "split=7" / "m.parquet")
+    assert len(manifest.split("train")) == 1
+
+
 def test_a_source_or_a_manifest_will_do(manifest: Manifest, tmp_path: Path) -> None:
     assert open_manifest(manifest.path, tmp_path / "new.parquet").path == manifest.path
     assert not (tmp_path / "new.parquet").exists()

@@ -266,6 +266,24 @@ def test_damaged_pixels_are_told_when_they_are_read(tmp_path: Path) -> None:
     assert manifest.image(1) == picture(1)
 
 
+def test_folders_that_link_in_a_circle(tmp_path: Path) -> None:
+    folder = text_folder(tmp_path / "data", 2)
+    (folder / "again").symlink_to(folder)
+    elsewhere = text_folder(tmp_path / "elsewhere", 1)
+    (folder / "linked").symlink_to(elsewhere)
+    manifest = built(folder, tmp_path)
+    assert [manifest.sample_id(number) for number in range(3)] == ["000.png", "001.png", "linked/000.png"]
+
+
+def test_loose_pictures_beside_tars_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = FORMATS["plain tars"](tmp_path / "data", 2)
+    assert len(built(source, tmp_path)) == 2
+    assert not caplog.records
+    picture(0).save(source / "loose.png")
+    assert len(built(source, tmp_path)) == 2
+    assert "singly are passed over" in caplog.text
+
+
 def test_two_samples_of_one_name(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [encoded(picture(0))] * 2, "id": ["a", "a"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="Two samples are called 'a'"):

@@ -3,7 +3,7 @@
 import io
 import random
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -170,6 +170,29 @@ def test_lengths_that_make_no_sense(length: bytes, tmp_path: Path) -> None:
     found = list(walk(path))
     assert sum(isinstance(item, Damage) for item in found) == 1
     assert sum(isinstance(item, Member) for item in found) in (3, 5)
+
+
+def test_a_tar_that_was_made_with_a_point_before_every_name(tmp_path: Path) -> None:
+    source = listed_tars(tmp_path / "data", 4)
+    with tarfile.open(source / "00000.tar") as archive:
+        members = {f"./{item.name}": archive.extractfile(item).read() for item in archive.getmembers()}
+    tar_of(source / "00000.tar", members)
+    samples, losses = results(source)
+    assert (len(samples), losses) == (4, [])
+
+
+def test_a_tar_that_cannot_be_opened_loses_what_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = listed_tars(tmp_path / "data", COUNT)
+
+    def refuse(path: Path) -> Iterator[Member]:
+        if path.name == "00000.tar":
+            raise PermissionError(13, "Permission denied")
+        yield from walk(path)
+
+    monkeypatch.setattr("imprompt.training.data.sources.tars.walk", refuse)
+    samples, losses = results(source)
+    assert (len(samples), len(losses)) == (SHARD, SHARD)
+    assert "Permission denied" in losses[0].reason
 
 
 def test_any_bytes_are_walked_to_the_end(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Sources of training data, one module a format; which one a file or folder is, is told by its content."""
 
+import logging
 from pathlib import Path
 
 from imprompt.training.data.sources import arrow, folder, official, parquet, tars
 from imprompt.training.data.sources.records import Format
 from imprompt.training.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 FORMATS: tuple[Format, ...] = (
     arrow.FORMAT,
@@ -24,11 +27,18 @@ def recognise(source: Path) -> Format:
     """
     if not source.exists():
         raise DataError(f"'{source}' does not exist; give a folder, a tar, a parquet or a JSON file of training data.")
-    for known in FORMATS:
-        if known.recognises(source):
-            return known
+    known = next((known for known in FORMATS if known.recognises(source)), None)
+    if known is not None:
+        _warn_of_pictures(source, known)
+        return known
     kinds = "; ".join(known.description for known in FORMATS)
     raise DataError(f"'{source}' is no training data that is known; expected one of: {kinds}.")
+
+
+def _warn_of_pictures(source: Path, known: Format) -> None:
+    """Say that loose pictures are passed over where a folder also has files that hold many."""
+    if known is not folder.FORMAT and source.is_dir() and folder.recognises(source):
+        logger.warning("'%s' is read as %s; pictures that lie there singly are passed over.", source, known.description)
 
 
 def by_name(name: str) -> Format:

@@ -38,7 +38,13 @@ def recognises(source: Path) -> bool:
 
 def files_of(folder: Path) -> Iterator[tuple[str, str]]:
     """All files below a folder in the order of their names: folder relative to it ("" or "a/b/"), and name."""
+    seen: set[tuple[int, int]] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
+        state = os.stat(place)
+        if (state.st_dev, state.st_ino) in seen:  # a link to a folder that it lies in, or to one that was read
+            folders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         relative = Path(place).relative_to(folder).as_posix()
         prefix = "" if relative == "." else f"{relative}/"

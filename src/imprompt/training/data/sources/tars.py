@@ -23,7 +23,7 @@ from imprompt.training.data.sources.records import (
     read_picture,
 )
 from imprompt.training.data.sources.tarwalk import Damage, Member, is_tar, walk
-from imprompt.training.data.table import Loss, Sample
+from imprompt.training.data.table import Loss, Sample, read_table
 
 MAX_TEXT_BYTES = 2**20
 SUCCESS = "success"
@@ -57,13 +57,7 @@ def units(source: Path, root: Path) -> list[Unit]:
 def read(unit: Unit) -> Iterator[Sample | Loss]:
     """All pictures of a tar, and all that its list or its damages say is missing."""
     path = unit.root / unit.part
-    keys: dict[str, _Parts] = {}
-    damages: list[Damage] = []
-    for item in walk(path):
-        if isinstance(item, Damage):
-            damages.append(item)
-        else:
-            _sort_in(keys, item)
+    keys, damages = _members(path)
     listed = _listed(path)
     if listed is None:
         yield from (Loss(f"{unit.part}, byte {damage.offset:,}", damage.reason) for damage in damages)
@@ -74,9 +68,24 @@ def read(unit: Unit) -> Iterator[Sample | Loss]:
             yield _with_names(unit.part, keys, _sample(unit, path, key, parts, listed.get(key)))
 
 
+def _members(path: Path) -> tuple[dict[str, _Parts], list[Damage]]:
+    """Members of a tar by their keys, and what is wrong with it."""
+    keys: dict[str, _Parts] = {}
+    damages: list[Damage] = []
+    try:
+        for item in walk(path):
+            if isinstance(item, Damage):
+                damages.append(item)
+            else:
+                _sort_in(keys, item)
+    except OSError as error:
+        damages.append(Damage(0, f"it cannot be read ({error.strerror})"))
+    return keys, damages
+
+
 def _sort_in(keys: dict[str, _Parts], member: Member) -> None:
     """Put a member to its key: its name up to the first point behind the last slash, as webdataset has it."""
-    folder, slash, name = member.name.rpartition("/")
+    folder, slash, name = member.name.removeprefix("./").rpartition("/")
     stem, point, suffix = name.partition(".")
     parts = keys.setdefault(folder + slash + stem, _Parts())
     if is_picture(point + suffix) and parts.picture is None and "." not in suffix:
@@ -140,7 +149,7 @@ def _listed(path: Path) -> dict[str, dict[str, Any]] | None:
         if "key" not in names:
             return None
         columns = [name for name in names if name in (*LISTED, *KNOWN)]
-        rows = pq.read_table(beside, columns=columns).to_pylist()
+        rows = read_table(beside, columns).to_pylist()
     except (OSError, pa.ArrowInvalid):
         return None
     return {str(row.pop("key")): row for row in rows if row.get("status", SUCCESS) == SUCCESS}
