@@ -150,28 +150,28 @@ class ShardReader:
         names = (name.rpartition(".") for name in self._tensors if not name.endswith(f".{SCALE}"))
         self.columns = tuple(sorted({name for name, _, group in names if group == "0"}))
 
-    def rows(self, places: Int[Tensor, " rows"], views: Int[Tensor, " rows"]) -> list[Columns]:
-        """Features of samples, in ordinary numbers, a dictionary a row.
+    def shapes(self, places: Int[Tensor, " rows"]) -> list[dict[str, tuple[int, ...]]]:
+        """Shape of each feature of samples."""
+        groups = self._index[places, 0].tolist()
+        return [{name: tuple(self._tensors[f"{name}.{group}"].shape[2:]) for name in self.columns} for group in groups]
+
+    def read_into(self, out: Columns, where: list[int], places: list[int], views: list[int]) -> None:
+        """Write features of samples into rows of larger tensors, in one pass over what lies on disk.
 
         Args:
+            out: float32 `[rows, ...]` of each feature.
+            where: Which rows to write.
             places: Numbers of the samples within the shard; holes have no features and must not be asked for.
             views: Which view of each.
         """
-        found: list[Columns] = [{} for _ in places]
-        groups, rows = self._index[places].unbind(1)
-        for group in groups.unique().tolist():
-            here = (groups == group).nonzero()[:, 0]
+        for row, (group, number), view in zip(where, self._index[places].tolist(), views, strict=True):
             for column in self.columns:
-                values = self._read(f"{column}.{group}", rows[here], views[here])
-                for place, value in zip(here.tolist(), values, strict=True):
-                    found[place][column] = value
-        return found
-
-    def _read(self, name: str, rows: Tensor, views: Tensor) -> Float[Tensor, "rows ..."]:
-        values = self._tensors[name][rows, views]
-        if values.dtype != torch.int8:
-            return values.float()
-        return dequantise(values, self._tensors[f"{name}.{SCALE}"][rows, views])
+                name = f"{column}.{group}"
+                stored, scale = self._tensors[name][number, view], self._tensors.get(f"{name}.{SCALE}")
+                if scale is None:
+                    out[column][row].copy_(stored)
+                else:
+                    torch.mul(stored, scale[number, view, ..., None].float(), out=out[column][row])
 
 
 def quantise(values: Float[Tensor, "*tokens width"]) -> tuple[Int8[Tensor, "*tokens width"], Float[Tensor, "*tokens"]]:
@@ -185,11 +185,6 @@ def quantise(values: Float[Tensor, "*tokens width"]) -> tuple[Int8[Tensor, "*tok
     scale = torch.where(scale.float() < wanted, torch.nextafter(scale, torch.full_like(scale, math.inf)), scale)
     steps = values.float() / scale.float().clamp(min=torch.finfo(torch.float16).smallest_normal / 2**10)[..., None]
     return steps.round().to(torch.int8), scale
-
-
-def dequantise(codes: Int8[Tensor, "*tokens width"], scale: Float[Tensor, "*tokens"]) -> Float[Tensor, "*tokens width"]:
-    """Undo `quantise`."""
-    return codes.float() * scale.float()[..., None]
 
 
 def _grouped(samples: Mapping[str, Columns | str]) -> tuple[list[list[Columns]], Int[Tensor, "samples 2"]]:

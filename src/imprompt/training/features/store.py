@@ -185,12 +185,12 @@ class FeatureStore:
         self._check(samples)
         views = views % self.spec.views
         shards, places = samples // self.spec.shard_size, samples % self.spec.shard_size
-        found: list[Columns] = [{} for _ in samples]
-        for shard in shards.unique().tolist():
-            here = (shards == shard).nonzero()[:, 0]
-            for place, row in zip(here.tolist(), self._reader(shard).rows(places[here], views[here]), strict=True):
-                found[place] = row
-        return {name: _stacked(name, [row[name] for row in found]) for name in found[0]}
+        parts = [(shard, (shards == shard).nonzero()[:, 0]) for shard in shards.unique().tolist()]
+        shapes = [shape for shard, here in parts for shape in self._reader(shard).shapes(places[here])]
+        out = {name: torch.empty(len(samples), *shape) for name, shape in _common(shapes).items()}
+        for shard, here in parts:
+            self._reader(shard).read_into(out, here.tolist(), places[here].tolist(), views[here].tolist())
+        return out
 
     @property
     def null(self) -> Float[Tensor, "1 ..."]:
@@ -240,8 +240,9 @@ def _available(records: list[ShardRecord]) -> Bool[Tensor, " samples"]:
     return torch.tensor([name not in record.holes for record in records for name in record.sample_ids])
 
 
-def _stacked(name: str, values: list[Tensor]) -> Tensor:
-    shapes = {tuple(value.shape) for value in values}
-    if len(shapes) != 1:
-        raise ImpromptError(f"a batch of {name} needs samples of one bucket; got the shapes {sorted(shapes)}")
-    return torch.stack(values)
+def _common(shapes: list[dict[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
+    """The shape of each feature that all samples share."""
+    for shape in shapes:
+        if shape != shapes[0]:
+            raise ImpromptError(f"a batch needs samples of one bucket; got the shapes {shapes[0]} and {shape}")
+    return shapes[0]
