@@ -2,7 +2,8 @@
 
 At a site with the query Q whose host attends to its text with `A = Attn(Q, K(text), V(text))`, it becomes
 `(1 - sum s_r) A + sum s_r Attn(Q, K(text_r), V(text_r))`, with s_r the share that region r has of each cell, and K, V
-the host's own layers. The negative half of guidance keeps A.
+the host's own layers. The negative half of guidance keeps A. An image that has one softmax with the text has one with
+each of them, which are mixed in the same shares.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from imprompt.adapter.attention import image_attention, per_frame, split_heads
+from imprompt.adapter.attention import Share, image_attention, joined, log_sum_exp, per_frame, split_heads
 from imprompt.adapter.bound import BoundBranch
 from imprompt.adapter.conditioning import TextBranch
 from imprompt.adapter.devices import floating_dtype
@@ -96,11 +97,33 @@ class BoundText(BoundBranch):
         """What this text changes of the host's own part: the difference, times the share; see `BoundBranch.attend`."""
         assert own is not None
         query = reads[0]
-        keys, values = (x.to(query.dtype) for x in self._keys_values(position))
-        frames = query.shape[0] // keys.shape[0]
-        keys, values, token_mask = (per_frame(x, frames) for x in (keys, values, self.token_mask))
+        keys, values, token_mask = self._for_queries(query, position)
         attended = image_attention(query, keys, values, token_mask=token_mask)
-        return (attended - own) * per_frame(self._weight(query, position, size, num_tokens), frames)
+        return (attended - own) * self._share(query, position, size, num_tokens)
+
+    def joined_apart(
+        self,
+        shares: Sequence[Share],
+        query: Float[Tensor, "batch heads length head"],
+        position: int,
+        size: tuple[int, int] | None,
+        num_tokens: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What images add that have one softmax with this text, and how much of each place is this text's."""
+        keys, values, token_mask = self._for_queries(query, position)
+        attended = image_attention(query, keys, values, token_mask=token_mask)
+        added = joined(shares, attended, log_sum_exp(query, keys, token_mask))
+        return added, self._share(query, position, size, num_tokens)
+
+    def _share(self, query: Tensor, position: int, size: tuple[int, int] | None, num_tokens: int | None) -> Tensor:
+        frames = query.shape[0] // self.states.shape[0]
+        return per_frame(self._weight(query, position, size, num_tokens), frames)
+
+    def _for_queries(self, query: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys, values and which of them are real, for every row of queries."""
+        frames = query.shape[0] // self.states.shape[0]
+        keys, values = (per_frame(x.to(query.dtype), frames) for x in self._keys_values(position))
+        return keys, values, per_frame(self.token_mask, frames)
 
     def _keys_values(self, position: int) -> tuple[Tensor, Tensor]:
         attention, states = self.taps[position].attention, self.states

@@ -195,22 +195,36 @@ class SiteTap:
         """The sum of all branches [batch, heads, length, head], before the heads are merged; None without any.
 
         Texts of regions change the host's own part, and images are held against that which is changed. All that share
-        one softmax with it share the same one.
+        one softmax with it share the same one, a text's as the host's.
 
         Args:
             reads: what the site reads, heads split; as a rule the queries alone.
             own: what the host itself attends to here, where a branch asks for it.
             own_mass: makes the logarithm of what its softmax divides by.
         """
-        texts = self._sum(reads, own, [branch for branch in self.frame.branches if branch.is_text])
+        texts = [branch for branch in self.frame.branches if branch.is_text]
         others = [branch for branch in self.frame.branches if not branch.is_text]
-        own = own if own is None or texts is None else own + texts
-        images = self._sum(reads, own, [branch for branch in others if branch.joint is None])
-        shares = self._shares(reads, own, [branch for branch in others if branch.joint is not None])
+        joint = [branch for branch in others if branch.joint is not None]
+        # Where there are texts, before them: the same layers make theirs.
+        mass = own_mass() if joint and texts and own_mass is not None else None
+        changed = self._sum(reads, own, texts)
+        mixed = own if own is None or changed is None else own + changed
+        images = self._sum(reads, mixed, [branch for branch in others if branch.joint is None])
+        shares = self._shares(reads, mixed, joint)
         if shares:
             assert own is not None and own_mass is not None
-            images = _added(images, joined(shares, own, own_mass()))
-        return _added(texts, images)
+            with_own = joined(shares, own, own_mass() if mass is None else mass)
+            images = _added(images, self._joined(shares, reads[0], with_own, texts))
+        return _added(changed, images)
+
+    def _joined(self, shares: list[Share], query: Tensor, with_own: Tensor, texts: Sequence[Any]) -> Tensor:
+        """What images add that have one softmax with the host's own part; with each region's text, in its share."""
+        added = with_own
+        for text in texts:
+            with_text, share = text.joined_apart(shares, query, self.position, self.frame.size, self.frame.num_queries)
+            added = added + share * (with_text - with_own)
+        self.own_keys.forget()  # those of the last text
+        return added
 
     def _sum(self, reads: tuple[Tensor, ...], own: Tensor | None, branches: Sequence[BoundBranch]) -> Tensor | None:
         total: Tensor | None = None

@@ -227,17 +227,20 @@ def test_padding_of_shorter_texts_does_not_leak():
     assert torch.allclose(together, alone, atol=1e-6)
 
 
-def test_images_and_texts_of_regions_add_up(plain_pipe):
-    """The image's part is the same whichever text it stands beside."""
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "taps"])
+@pytest.mark.parametrize("attention", ["values", "norm matched", "joint softmax"])
+def test_images_and_texts_of_regions_add_up(plain_pipe, attention, fuse):
+    """An image stands to a region's text as it does to the prompt."""
     host, adapter = plain_pipe.unet, tiny.adapter(plain_pipe.unet)
     inputs = tiny.host_inputs(host, 2)
     other = {**inputs, "encoder_hidden_states": torch.cat([inputs["encoder_hidden_states"][:1], embeds()[None]])}
-    prompt = ImagePrompt(features=tiny.features(adapter)[0], mask=LEFT, attention="norm matched")
-    with attach(host, adapter, guidance="cfg") as images:
+    prompt = ImagePrompt(features=tiny.features(adapter)[0], mask=LEFT, attention=attention)
+    with attach(host, adapter, guidance="cfg", fuse=fuse) as images:
         images.set(prompt)
-        wanted = tiny.call(host, other)
+        wanted, plain = tiny.call(host, other), tiny.call(host, inputs)
         images.set(prompt, regions=[TextRegion(None, ALL, embeds=embeds())])
         assert torch.allclose(tiny.call(host, inputs), wanted, atol=1e-5)
+        assert (plain - wanted).abs().max() > 1e-2
 
 
 def test_a_control_net_reads_the_global_prompt():
