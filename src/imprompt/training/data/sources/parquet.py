@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def read(unit: Unit) -> Iterator[Sample | Loss]:
     name, group = unit.part
     try:
         with pq.ParquetFile(unit.root / name) as file:
-            first = sum(file.metadata.row_group(number).num_rows for number in range(group))
+            first = _starts(unit.root / name, (unit.root / name).stat().st_mtime_ns)[group]
             column = str(picture_column(file.schema_arrow))
             wanted = [column, *(known for known in KNOWN if known in file.schema_arrow.names and known != column)]
             rows = file.read_row_group(group, columns=wanted).to_pylist()
@@ -81,7 +82,8 @@ def read_cell(path: Path, row: int) -> bytes:
         ImageError: The row cannot be read.
     """
     try:
-        starts, changed = _starts(path), path.stat().st_mtime_ns
+        changed = path.stat().st_mtime_ns
+        starts = _starts(path, changed)
         group = max(number for number, start in enumerate(starts) if start <= row)
         content = _bytes_of(_pictures_of(path, group, changed)[row - starts[group]].as_py())
     except (OSError, pa.ArrowInvalid, IndexError, ValueError) as error:
@@ -94,15 +96,21 @@ def read_cell(path: Path, row: int) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _starts(path: Path) -> list[int]:
-    metadata = pq.read_metadata(path)
+def _metadata(path: Path, _changed: int) -> pq.FileMetaData:
+    return pq.read_metadata(path)
+
+
+@lru_cache(maxsize=256)
+def _starts(path: Path, changed: int) -> list[int]:
+    """Number of the first row of every row group."""
+    metadata = _metadata(path, changed)
     counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-    return [sum(counts[:number]) for number in range(len(counts))]
+    return [0, *accumulate(counts[:-1])]
 
 
 @lru_cache(maxsize=4)
-def _pictures_of(path: Path, group: int, _changed: int) -> pa.ChunkedArray:
-    with pq.ParquetFile(path) as file:
+def _pictures_of(path: Path, group: int, changed: int) -> pa.ChunkedArray:
+    with pq.ParquetFile(path, metadata=_metadata(path, changed)) as file:
         column = str(picture_column(file.schema_arrow))
         return file.read_row_group(group, columns=[column])[column]
 
