@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from imprompt.encoders.face import FaceEncoder
 from imprompt.encoders.vision import VisionEncoder
 from imprompt.training.config import DataConfig
 from imprompt.training.data.buckets import plan_buckets, view_of
@@ -22,7 +23,7 @@ from imprompt.training.features.pictures import FaceJob, PictureJob
 from imprompt.training.features.store import FeatureStore
 from imprompt.training.features.texts import TextJob
 from imprompt.training.features.work import ComputeOptions
-from tests import tiny
+from tests import tiny, tiny_faces
 
 OPTIONS = ComputeOptions(batch_size=4, num_threads=2, device="cpu", shard_size=4)
 DATA = DataConfig(resolution=32, bucket_step=8, num_views=2, mirror=True)
@@ -164,3 +165,28 @@ def test_pictures_that_are_references_only_have_no_latents(base: Path, tmp_path:
     references = manifest.split("reference").tolist()
     assert len(references) == 1 and not computed.holes
     assert (~FeatureStore.open(computed.folder).available).nonzero().flatten().tolist() == references
+
+
+def test_faces_are_found_embedded_and_cut_out(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_folder(folder: Path, **options: Any) -> FaceEncoder:
+        return tiny_faces.faces(**options)
+
+    monkeypatch.setattr(FaceEncoder, "from_folder", from_folder)
+    (folder := tmp_path / "people").mkdir()
+    for number in range(3):
+        tiny_faces.portrait(number + 1).save(folder / f"{number}.png")
+    Image.new("RGB", (64, 64), "white").save(folder / "3.png")
+    manifest = write_manifest(folder, tmp_path / "people.parquet")
+    images, every = [manifest.image(number) for number in range(3)], torch.arange(3)
+
+    store = stored(manifest, FaceJob(faces=tmp_path), tmp_path, bad_samples=0.5)
+    assert store.available.tolist() == [True, True, True, False]
+    torch.testing.assert_close(store.rows(view_numbers(3), every), tiny_faces.faces().encode(images))
+    raw = stored(manifest, FaceJob(faces=tmp_path, normalised=False), tmp_path, bad_samples=0.5)
+    torch.testing.assert_close(raw.rows(view_numbers(3), every), tiny_faces.faces(normalised=False).encode(images))
+
+    crops = PictureJob("hidden_states", base / "image_encoder", storage="float32", faces=tmp_path)
+    found = stored(manifest, crops, tmp_path, bad_samples=0.5).rows(view_numbers(3), every)
+    encoder = VisionEncoder.from_folder(base / "image_encoder")
+    expected = encoder.encode(tiny_faces.faces().crops(images, 224), layer="hidden_states")
+    torch.testing.assert_close(found, expected)
