@@ -230,8 +230,11 @@ def test_text_is_projected_once_a_run() -> None:
     weights = {layer.weight.data_ptr() for site in sites for layer in (site.to_k, site.to_v)}
     embeds = {name: tiny.rand(1, tiny.TEXT_LENGTH, tiny.TEXT_WIDTH, seed=seed) for seed, name in enumerate(EMBEDS)}
     counts = []
-    for attached in (False, True):
-        images = attach(pipe, tiny.adapter(tiny.unet("small"))) if attached else None
+    for attached in ("", "without an image", "with a joint softmax"):
+        adapter = tiny.adapter(tiny.unet("small"))
+        images = attach(pipe, adapter) if attached else None
+        if images and attached == "with a joint softmax":
+            images.set(tiny.conditioning(joint(tiny.branch(adapter))))
         for steps in (1, 4):
             calls = 0
             with Counting():
@@ -239,10 +242,11 @@ def test_text_is_projected_once_a_run() -> None:
             counts.append(calls)
         if images:
             images.detach()
-    stock_one, stock_four, ours_one, ours_four = counts
+    stock_one, stock_four, ours_one, ours_four, *with_joint = counts
     assert ours_one == stock_one == 2 * len(sites)
     assert stock_four == 4 * stock_one
     assert ours_four == ours_one
+    assert with_joint == [ours_one, ours_four]  # its hooks on the text's keys read them, and change nothing
 
 
 def test_nothing_outlives_its_run() -> None:
