@@ -78,7 +78,7 @@ def describe_prompt(prompt: ImagePrompt) -> dict[str, Any]:
 
 _COMPOSITION = (
     "blocks", "second_weight", "unit", "curve", "combine", "image_weights", "negative", "feather", "focus", "detail",
-    "detail_weight", "attention", "origin", "subtract", "subtract_weight",
+    "detail_weight", "attention", "origin", "subtract", "subtract_weight", "compat",
 )  # fmt: skip
 
 

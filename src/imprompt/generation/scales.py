@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from imprompt.adapter.conditioning import NUM_PROGRESS
-from imprompt.prompts.blocks import BlockFactors, block_factors
+from imprompt.prompts.blocks import BlockFactors, block_factors, without_middle
 from imprompt.prompts.image_prompt import ImagePrompt
 from imprompt.prompts.schedule import factors_over_run
 from imprompt.prompts.text_region import TextRegion
@@ -80,7 +80,8 @@ def _over_time(prompt: ImagePrompt | TextRegion | None) -> Float[Tensor, " steps
 def _factors(prompt: ImagePrompt | None, labels: Sequence[str]) -> BlockFactors:
     if prompt is None:
         return block_factors(None, labels, weight=0.0)
-    return block_factors(prompt.blocks, labels, weight=prompt.weight, second=prompt.second_weight)
+    factors = block_factors(prompt.blocks, labels, weight=prompt.weight, second=prompt.second_weight)
+    return factors if prompt.compat is None else without_middle(factors, labels)
 
 
 def _penalties(column: Column, widths: Sequence[int]) -> Float[Tensor, "sites rows"]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from imprompt.core.errors import PromptError
 
@@ -20,6 +20,10 @@ Stage: TypeAlias = Literal["input", "middle", "output"]
 # A preset's name, a text as "3:1.0, 6:0.8", a factor for every block, or factors by number, label, pattern or
 # diffusers' nested names.
 BlockWeights: TypeAlias = str | Sequence[float] | Mapping[Any, Any]
+
+# Other programs whose ways a prompt may ask for.
+Compat: TypeAlias = Literal["comfy-ipadapter-plus"]
+COMPAT: tuple[Compat, ...] = get_args(Compat)
 
 SDXL, SD15 = 11, 16  # how many blocks each has
 _MIDDLE = {SDXL: 4, SD15: 6}
@@ -193,6 +197,25 @@ def block_factors(
         positive=tuple(made.positive[place] for place in places),
         negative=tuple(made.negative[place] for place in places),
         swapped=tuple(made.swapped[place] for place in places),
+    )
+
+
+def without_middle(factors: BlockFactors, labels: Sequence[str]) -> BlockFactors:
+    """The same with nothing in a UNet's middle block.
+
+    ComfyUI_IPAdapter_plus patches ("middle", 1) since 2024-09-13 (b188a6c), and ComfyUI asks for ("middle", 0) alone:
+    what people made with it since then has no reference there.
+
+    Raises:
+        PromptError: the base has no such block.
+    """
+    is_middle = [label.split(".")[0] == _ORDER[1] for label in labels]
+    if not any(is_middle):
+        raise PromptError(f"compat={COMPAT[0]!r} leaves out a UNet's middle block, and this base has none.")
+    return BlockFactors(
+        positive=tuple(0.0 if middle else factor for factor, middle in zip(factors.positive, is_middle, strict=True)),
+        negative=tuple(0.0 if middle else factor for factor, middle in zip(factors.negative, is_middle, strict=True)),
+        swapped=tuple(swap and not middle for swap, middle in zip(factors.swapped, is_middle, strict=True)),
     )
 
 

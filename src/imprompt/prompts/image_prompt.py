@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imprompt.core.errors import PromptError
 from imprompt.core.images import Fit, ImageSource
-from imprompt.prompts.blocks import BlockWeights, check_blocks
+from imprompt.prompts.blocks import COMPAT, BlockWeights, Compat, check_blocks
 from imprompt.prompts.checks import check_between, check_number, check_window, is_index, kind_of
 from imprompt.prompts.embeds import Combine, check_combine
 from imprompt.prompts.masks import Box, Mask, Polygon
@@ -85,8 +85,8 @@ class ImagePrompt:
         detail_weight: How much of the features they make up, from 0 to 1.
         attention: What the weight multiplies: `"values"`, as published; `"keys and values"`, so that it also sharpens;
             `"channel penalty"`, the same, and less in narrow blocks; `"norm matched"` brings the image's part to the
-            length of the text's first; `"joint softmax"` has image and text share one softmax, in which the weight, from
-            0, multiplies the image's part: `log weight` is added to its logits.
+            length of the text's first; `"joint softmax"` has image and text share one softmax, in which the weight,
+            from 0, multiplies the image's part: `log weight` is added to its logits.
         origin: What made `features`, where it is known; another encoder's are refused.
         face: Whose face, for adapters of faces: `"largest"`, a number counted from 0 at the left, or an embedding that
             it is to be like; as the face encoder says if None.
@@ -95,6 +95,8 @@ class ImagePrompt:
         subtract: A text whose features are taken from each picture's, as InstantStyle does to keep a style without its
             content; for adapters of pooled features, beside the text tower of the same CLIP.
         subtract_weight: How much of them.
+        compat: `"comfy-ipadapter-plus"` leaves out a UNet's middle block, as that program has done since 2024-09, to
+            make again what was made with it.
         structure: For FaceID-Plus version 2: how strongly the face's picture counts beside the identity (`s_scale`).
 
     Raises:
@@ -128,6 +130,7 @@ class ImagePrompt:
     structure: float = 1.0
     subtract: str | None = None
     subtract_weight: float = 1.0
+    compat: Compat | None = None
 
     def __post_init__(self) -> None:
         if (self.image is None) == (self.features is None):
@@ -200,6 +203,8 @@ class ImagePrompt:
             check_number("second_weight", self.second_weight)
         if self.blocks is not None:
             check_blocks(self.blocks)
+        if self.compat is not None and self.compat not in COMPAT:
+            raise PromptError(f"compat must be one of {', '.join(map(repr, COMPAT))}; got {self.compat!r}.")
         if self.attention not in ATTENTIONS:
             raise PromptError(f"attention must be one of {', '.join(map(repr, ATTENTIONS))}; got {self.attention!r}.")
 

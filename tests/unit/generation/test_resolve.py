@@ -180,3 +180,15 @@ def test_what_makes_no_sense_is_said(adapter):
         resolve_one(adapter, [])
     with pytest.raises(PromptError, match="names adapter 1, but 1 attached"):
         resolve_one(adapter, [[prompt(adapter=1)]])
+
+
+def test_compat_leaves_out_the_middle_block(host):
+    adapter = tiny.adapter(host)
+    labels = [
+        [f"{root}.{number}" for number, root in enumerate(["down_blocks"] * 6 + ["up_blocks"] * 9 + ["mid_block"])]
+    ]
+    rows = [[prompt(1, compat="comfy-ipadapter-plus", weight=0.5)], [prompt(2)]]
+    (branch,) = resolve(rows, [adapter], [Source(adapter)], blocks=labels).branches
+    assert branch.scale[0, :, 0].tolist() == [0.5] * 15 + [0.0] and branch.scale[0, :, 1].tolist() == [1.0] * 16
+    with pytest.raises(PromptError, match="compat='comfy-ipadapter-plus' leaves out a UNet's middle block"):
+        resolve_one(adapter, rows)  # sites that are known by their numbers

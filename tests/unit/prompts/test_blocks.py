@@ -5,7 +5,7 @@ import math
 import pytest
 
 from imprompt.core.errors import PromptError
-from imprompt.prompts.blocks import ALIASES, PRESETS, block_factors, check_blocks, forward_blocks
+from imprompt.prompts.blocks import ALIASES, PRESETS, block_factors, check_blocks, forward_blocks, without_middle
 
 SD15 = [
     *(f"down_blocks.{block}.attentions.{number}" for block in (0, 1, 2) for number in (0, 1)),
@@ -201,3 +201,21 @@ def test_blocks_that_the_base_lacks_are_refused(blocks, message):
     check_blocks(blocks)
     with pytest.raises(PromptError, match=message):
         block_factors(blocks, SDXL)
+
+
+def test_compat_leaves_the_middle_out_and_nothing_else():
+    for blocks in (None, "linear", "precise composition", "4:0.5, 6:1.0"):
+        made = block_factors(blocks, SDXL, weight=0.7)
+        left = without_middle(made, SDXL)
+        for whole, part in (
+            (made.positive, left.positive),
+            (made.negative, left.negative),
+            (made.swapped, left.swapped),
+        ):
+            assert part == tuple(
+                type(value)(0) if label == "mid_block.attentions.0" else value
+                for value, label in zip(whole, SDXL, strict=True)
+            )
+    assert block_factors(None, SDXL).positive != without_middle(block_factors(None, SDXL), SDXL).positive
+    with pytest.raises(PromptError, match="this base has none"):
+        without_middle(block_factors(None, ["0", "1"]), ["0", "1"])
