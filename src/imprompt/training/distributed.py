@@ -146,7 +146,7 @@ def shard_frozen(module: nn.Module, processes: Processes) -> nn.Module:
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
-    """The blocks that a denoiser is built of, outer ones first: those its class names, else the members of its lists."""
+    """The blocks that a denoiser is built of, outer ones first: those its class names, else members of its lists."""
     names = {*(getattr(module, "_no_split_modules", None) or ()), *(getattr(module, "_repeated_blocks", None) or ())}
     named = [part for part in module.modules() if type(part).__name__ in names]
     lists = (part for part in module.children() if isinstance(part, nn.ModuleList))
