@@ -179,3 +179,13 @@ def test_special_files_and_broken_links(tmp_path: Path) -> None:
         with pytest.raises((ImpromptError, OSError)) as error:
             load_adapter(tmp_path / name)
         assert name in str(error.value)
+
+
+def test_invokeais_folder(one: Trained, tmp_path: Path) -> None:
+    """Weights beside the name of the image encoder, which the weights tell by themselves."""
+    parts = {"image_proj": one.adapter.image_proj.state_dict(), "ip_adapter": one.adapter.ip_adapter.state_dict()}
+    torch.save(parts, tmp_path / "ip_adapter.bin")
+    (tmp_path / "image_encoder.txt").write_text("someone/ip_adapter_sd_image_encoder")
+    loaded = load_adapter(tmp_path)
+    for name, tensor in one.adapter.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name

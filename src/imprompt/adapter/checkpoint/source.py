@@ -16,6 +16,7 @@ WEIGHTS = (
     (r"pytorch_model_fsdp(?:_\d+)?\.bin", "pytorch_model_fsdp.bin"),
     (r"mp_rank_\d+_model_states\.pt", "mp_rank_00_model_states.pt"),
     (r"diffusion_pytorch_model\.safetensors", "diffusion_pytorch_model.safetensors"),
+    (r"ip_adapter\.(?:safetensors|bin)", "ip_adapter.bin"),  # InvokeAI's, beside the name of the encoder
 )
 SHARDED = (
     (
