@@ -4,15 +4,13 @@ from imprompt.core.published import SIGLIP
 from imprompt.recipes.common import published
 from imprompt.training.config import AdapterKind, BaseModelConfig, DataConfig, TrainConfig
 
-NOWHERE = "give base.path=FOLDER"
-
 
 def recipe(kind: AdapterKind) -> TrainConfig:
     """512 pixels and the published hyper-parameters; the objective is read from the base's scheduler."""
     return published(
         "generic",
         kind,
-        base=BaseModelConfig(path=NOWHERE),
+        base=BaseModelConfig(path=""),  # which a run refuses
         encoder=SIGLIP,
         data=DataConfig(resolution=512),
     )

@@ -33,7 +33,7 @@ from imprompt.training.overrides import ConfigError
 from imprompt.training.report import CONFIG, QUARANTINE, write_report
 from imprompt.training.sheets import SheetPainter, SheetReference, plan_sheet
 from imprompt.training.sources import CachedReferences, CachedTargets, PictureReferences, PictureTargets
-from imprompt.training.stores import LATENTS, MANIFEST, encoder_folder, jobs_of, manifest_of, open_stores
+from imprompt.training.stores import LATENTS, MANIFEST, TEXT, encoder_folder, jobs_of, manifest_of, open_stores
 from imprompt.training.validation import plan_validation
 
 NUM_SHEET_REFERENCES = 4
@@ -72,6 +72,8 @@ class Run:
         """Take a configuration; nothing is loaded yet."""
         if config.data.source is None:
             raise ConfigError("no pictures to train on; give data.source=FOLDER (or tars, parquet, JSON, a manifest)")
+        if not config.base.path:
+            raise ConfigError("no base to train on; give base.path=FOLDER, or a repository")
         self.config = config
 
     def train(self) -> Finished:
@@ -165,6 +167,7 @@ class Run:
             mode=config.data.references,
             num_references=config.data.num_references,
             prompt_template=config.data.prompt_template,
+            texts=self.stores.get(TEXT),
         )
 
     @cached_property
@@ -226,7 +229,7 @@ class Run:
         )
 
     def _references(self) -> ReferenceSource:
-        stores = {name: store for name, store in self.stores.items() if name != LATENTS}
+        stores = {name: store for name, store in self.stores.items() if name not in (LATENTS, TEXT)}
         if FEATURES in stores:
             return CachedReferences(stores)
         assert self.encoder is not None
