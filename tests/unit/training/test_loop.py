@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from imprompt.core.errors import ImpromptError
 from imprompt.training.checkpointing import load_averaged_weights, load_checkpoint, newest_checkpoint, read_manifest
@@ -230,6 +231,31 @@ def test_the_log_tells_step_samples_loss_speed_and_memory(tmp_path):
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
     assert {"samples", "loss", "error", "learning_rate", "gradient_norm", "images_per_second"} <= lines[0].keys()
     assert lines[0]["memory_gigabytes"] > 0
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number is read off a device, for which all that was asked of it before must be done."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero)
+        return function(*args, **(kwargs or {}))
+
+
+def test_steps_between_two_lines_of_the_log_wait_for_nothing(tmp_path, monkeypatch):
+    take_step, reads = Trainer._take_step, []
+
+    def watched(trainer, portions):
+        with Reads() as mode:
+            take_step(trainer, portions)
+        reads.append(mode.count)
+
+    monkeypatch.setattr(Trainer, "_take_step", watched)
+    run(Regression(), tmp_path, log_every=12, checkpoint_every=12)
+    assert reads == [0] * 12
 
 
 def test_frozen_parameters_are_neither_trained_nor_averaged(tmp_path):
