@@ -1,6 +1,6 @@
 """Training an image prompt adapter on a frozen base: the paper's objective, for every family and kind of adapter."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -144,9 +144,23 @@ class AdapterTask:
         return self.base.encode_latents(targets.pixels.float() / 127.5 - 1.0)
 
     def _texts(self, batch: AdapterBatch) -> Texts:
+        if batch.texts is not None:
+            return self._kept_texts(batch.texts, batch.no_text)
         pairs = zip(batch.captions, batch.no_text, strict=True)
         with self._base_precision(batch.noise.device):
             return self.base.encode_text(["" if is_dropped else text for text, is_dropped in pairs])
+
+    def _kept_texts(self, texts: Mapping[str, Tensor], no_text: Sequence[bool]) -> Texts:
+        """Text states that were computed once, those of the empty text where the caption is dropped."""
+        assert self.inputs.texts is not None
+        device = next(iter(texts.values())).device
+        dropped = torch.tensor(no_text, device=device)
+        null = {name: value.to(device) for name, value in self.inputs.texts.null_columns.items()}
+        rows = {
+            name: torch.where(dropped.view(-1, *(1,) * (value.ndim - 1)), null[name], value)
+            for name, value in texts.items()
+        }
+        return null | rows
 
     def _conditioning(self, batch: AdapterBatch) -> Conditioning:
         """Image tokens of all references of each row, one after the other, in one softmax."""

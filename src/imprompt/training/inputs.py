@@ -17,6 +17,7 @@ from imprompt.training.data.manifest import Manifest, ReferenceMode
 from imprompt.training.data.quarantine import Quarantine
 from imprompt.training.data.references import choose
 from imprompt.training.dropout import draw_dropout
+from imprompt.training.features.store import FeatureStore
 from imprompt.training.noise import NoiseProcess
 from imprompt.training.task import Draw
 
@@ -66,6 +67,7 @@ class AdapterBatch:
         timesteps: Where in the schedule each row is.
         no_image: Whose references are dropped.
         no_text: Whose caption is.
+        texts: What the base reads of the captions, where that was computed once.
     """
 
     targets: Targets
@@ -75,6 +77,7 @@ class AdapterBatch:
     timesteps: Shaped[Tensor, " rows"]
     no_image: Bool[Tensor, " rows"]
     no_text: tuple[bool, ...]
+    texts: Mapping[str, Shaped[Tensor, "rows ..."]] | None = None
 
     def without_dropout(self) -> "AdapterBatch":
         """Every image and every text as they are."""
@@ -149,6 +152,7 @@ class AdapterInputs:
         mode: Which references a sample has.
         num_references: At most so many a row.
         prompt_template: What becomes of a caption.
+        texts: What the base reads of captions, where that was computed once.
     """
 
     manifest: Manifest
@@ -163,6 +167,7 @@ class AdapterInputs:
     mode: ReferenceMode = "self"
     num_references: int = 1
     prompt_template: str = "{caption}"
+    texts: FeatureStore | None = None
 
     def batch(self, draw: Draw) -> AdapterBatch:
         """The rows of a draw; in place of a sample that cannot be read, the next one of its bucket.
@@ -191,10 +196,19 @@ class AdapterInputs:
             timesteps=self.noise.draw(draw, (height // self.token_side) * (width // self.token_side)),
             no_image=no_image,
             no_text=tuple(no_text.tolist()),
+            texts=self._texts(samples, draw),
         )
 
+    def _texts(self, samples: Int[Tensor, " rows"], draw: Draw) -> Mapping[str, Tensor] | None:
+        if self.texts is None:
+            return None
+        return self.texts.columns((self._chances(draw) * self.texts.spec.views).long(), samples)
+
+    def _chances(self, draw: Draw) -> Float[Tensor, " rows"]:
+        return draw.per_row("captions", lambda generator, size: torch.rand(size, generator=generator))
+
     def _captions(self, samples: Int[Tensor, " rows"], draw: Draw) -> tuple[str, ...]:
-        chances = draw.per_row("captions", lambda generator, size: torch.rand(size, generator=generator))
+        chances = self._chances(draw)
         pairs = zip(samples.tolist(), chances.tolist(), strict=True)
         return tuple(self._caption(self.manifest.captions(number), chance) for number, chance in pairs)
 

@@ -111,7 +111,11 @@ class CachedReferences:
     def read(
         self, samples: Int[Tensor, "rows references"], views: Int[Tensor, "rows references"], draw: Draw
     ) -> References:
-        """Features of samples; a mirrored view has the features of the mirror image, where those were computed."""
+        """Features of samples; a mirrored view has the features of the mirror image, where those were computed.
+
+        Raises:
+            BadSample: A reference has none.
+        """
         features = {name: _rows(store, samples, views) for name, store in self.stores.items()}
         return References(features=features, pixels={}, present=first_places(samples))
 
@@ -176,6 +180,10 @@ def first_places(chosen: Int[Tensor, "rows references"]) -> Bool[Tensor, "rows r
 def _rows(
     store: FeatureStore, samples: Int[Tensor, "rows references"], views: Int[Tensor, "rows references"]
 ) -> Float[Tensor, "rows references ..."]:
+    holes = (~store.available[samples]).nonzero()
+    if len(holes):
+        row, place = holes[0].tolist()
+        raise BadSample(int(samples[row, place]), row, f"its {store.spec.kind} could not be computed")
     return store.rows(views.flatten(), samples.flatten()).unflatten(0, tuple(samples.shape))
 
 

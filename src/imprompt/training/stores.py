@@ -17,16 +17,18 @@ from imprompt.training.features.jobs import FeatureJob, default_root, plan_store
 from imprompt.training.features.latents import LatentsJob
 from imprompt.training.features.pictures import FaceJob, PictureJob
 from imprompt.training.features.store import FeatureStore, find_store
+from imprompt.training.features.texts import TextJob
 from imprompt.training.features.work import ComputeOptions
 from imprompt.training.initial import FACE_WIDTH, LAYER, VARIANTS
 from imprompt.training.inputs import CROP, FEATURES
 from imprompt.training.overrides import ConfigError
 
-LATENTS = "latents"
+LATENTS, TEXT = "latents", "text"
 MANIFEST = "manifest.parquet"
 
 # What an autoencoder or an image encoder in a base's folder is made of.
 PART_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+TEXT_FILES = ("model_index.json", "scheduler/*", "text_encoder*/*.json", "text_encoder*/*.safetensors", "tokenizer*/*")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,13 @@ def jobs_of(config: TrainConfig) -> dict[str, FeatureJob]:
             variant=config.base.variant,
             dtype=config.base.dtype,
         )
+    if config.features.text == "cached":
+        jobs[TEXT] = TextJob(
+            folder=base_folder(config),
+            template=config.data.prompt_template,
+            variant=config.base.variant,
+            dtype=config.base.dtype,
+        )
     if reading.layer == "face_embeds":  # also "online": what finds faces is no network that trains along
         faces = config.adapter.face_networks
         jobs[FEATURES] = FaceJob(width=reading.width, faces=faces, normalised=reading.normalised)
@@ -139,12 +148,19 @@ def manifest_of(config: TrainConfig) -> Manifest:
     return open_manifest(config.data.source, config.loop.output / MANIFEST, bad_samples=config.data.bad_samples)
 
 
-def base_part(config: TrainConfig, name: str) -> Path:
-    """Folder of a part of the base."""
+def base_folder(config: TrainConfig) -> Path:
+    """Folder of what the base makes texts of; of a hub repository, only that is fetched."""
     if is_embedded(config.base.path):
         from imprompt.emoji.bundle import bundle_folder
 
-        return bundle_folder() / name
+        return bundle_folder()
+    return resolve_folder(config.base.path, revision=config.base.revision, patterns=TEXT_FILES)
+
+
+def base_part(config: TrainConfig, name: str) -> Path:
+    """Folder of a part of the base."""
+    if is_embedded(config.base.path):
+        return base_folder(config) / name
     return resolve_folder(config.base.path, subfolder=name, revision=config.base.revision, patterns=PART_FILES)
 
 

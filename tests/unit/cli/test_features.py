@@ -1,12 +1,15 @@
 """`imprompt features`: computes what a run with the same arguments reads, and goes on where it was stopped."""
 
 import pytest
+import torch
 
 from imprompt.cli.features import parse_split
 from imprompt.core.errors import PromptError
 from imprompt.recipes import config_named
 from imprompt.training.overrides import override
+from imprompt.training.run import Run
 from imprompt.training.stores import jobs_of, manifest_of, open_stores
+from imprompt.training.task import Draw
 from tests import tiny
 
 
@@ -35,7 +38,7 @@ def test_it_computes_what_a_run_opens_and_nothing_twice(run, settings):
 
 def test_a_run_with_other_settings_does_not_open_it(run, settings):
     run("features", "emoji-global", *settings)
-    config = override(config_named("emoji-global"), [*settings, "data.num_views=2", "data.mirror=true"])
+    config = override(config_named("emoji-global"), [*settings, "data.num_views=7"])
     with pytest.raises(Exception, match="compute them with: imprompt features emoji-global") as error:
         open_stores(config, manifest_of(config), jobs_of(config), compute=False)
     assert type(error.value).__name__ == "StaleFeatures"
@@ -72,3 +75,15 @@ def test_parts_that_are_none_are_refused(text):
 
 def test_parts_are_counted_from_one():
     assert parse_split("1/8") == (0, 8) and parse_split("8/8") == (7, 8)
+
+
+def test_texts_computed_once_train_as_those_made_at_every_step(settings):
+    def loss(text):
+        changes = [f"features.text={text}", "dropout.text=0.5", "validation.every=0", "validation.sheet_every=0"]
+        task = Run(override(config_named("emoji-global"), [*settings, *changes])).task
+        rows = torch.arange(4)
+        batch = task.batch(Draw(step=1, seed=0, samples=rows % task.num_examples, rows=rows, batch_size=4))
+        assert 0 < sum(batch.no_text) < 4 and (batch.texts is not None) == (text == "cached")
+        return task.loss(batch)[0]
+
+    torch.testing.assert_close(loss("cached"), loss("online"), rtol=1e-3, atol=1e-4)

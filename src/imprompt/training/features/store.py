@@ -197,11 +197,20 @@ class FeatureStore:
         """Features of no picture: what the encoder makes of pixels that are zero after normalisation.
 
         Raises:
-            ImpromptError: The store is not of pictures' features.
+            ImpromptError: The store is of targets.
+        """
+        return next(iter(self.null_columns.values()))
+
+    @property
+    def null_columns(self) -> Columns:
+        """The same of every feature; of texts, what encoders make of the empty one.
+
+        Raises:
+            ImpromptError: The store is of targets.
         """
         if self._null is None:
-            raise ImpromptError(f"{self.spec.kind} have no null image; take one of the text or of zeros")
-        return next(iter(self._null.values()))
+            raise ImpromptError(f"{self.spec.kind} have no null image; take one of the references")
+        return self._null
 
     def __len__(self) -> int:
         return self.spec.num_samples

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from imprompt.core.files import sha256_file
 from imprompt.generation.pipelines import load_pipeline
@@ -110,14 +109,13 @@ class TextEncoders:
     @torch.no_grad()
     def encode(self, prepared: Sequence[Any]) -> Columns:
         """What the pipeline makes of captions, each `[samples, captions, ...]`."""
-        states = self._encode([caption for captions in prepared for caption in captions])
-        return {name: value.unflatten(0, (len(prepared), self.job.num_captions)) for name, value in states.items()}
+        texts = [caption for captions in prepared for caption in captions]
+        states = encode_prompt(self.pipe, texts, self.device)
+        # What has no rows, as FLUX's text_ids, is the same for all texts: it is kept with the empty one.
+        rows = {name: value for name, value in states.items() if len(value) == len(texts) and value.ndim > 1}
+        return {name: value.unflatten(0, (len(prepared), self.job.num_captions)) for name, value in rows.items()}
 
     @torch.no_grad()
     def null(self) -> Columns:
-        """Of the empty text, which stands where texts are dropped."""
-        return self._encode([""])
-
-    def _encode(self, captions: list[str]) -> dict[str, Tensor]:
-        states = encode_prompt(self.pipe, captions, self.device)
-        return {name: value for name, value in states.items() if len(value) == len(captions)}
+        """All states of the empty text, which stands where texts are dropped."""
+        return encode_prompt(self.pipe, [""], self.device)
