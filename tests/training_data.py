@@ -25,7 +25,7 @@ def drawing(number: int, size: tuple[int, int] = (40, 40)) -> tuple[Image.Image,
 
 
 def picture_folder(folder: Path, count: int = 12, *, validation: int = 2, faces: bool = False) -> Path:
-    """Pictures with `metadata.jsonl`: groups of one colour, the last ones for validation, embeddings where asked for."""
+    """Pictures with `metadata.jsonl`: groups of one colour, the last ones for validation, face embeddings if wanted."""
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
     for number in range(count):
