@@ -86,7 +86,7 @@ def write_losses(path: Path, losses: Iterable[Loss]) -> Path | None:
     Returns:
         The path, if there are any.
     """
-    lines = [json.dumps(asdict(loss), ensure_ascii=False) + "\n" for loss in losses]
+    lines = [json.dumps(asdict(loss)) + "\n" for loss in losses]
     if not lines:
         path.unlink(missing_ok=True)
         return None

@@ -1,6 +1,7 @@
 """Every format becomes the same manifest, and says what it could not read."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,7 @@ def test_names_that_lead_out_of_the_data_are_refused(name: str, tmp_path: Path) 
     )
     manifest = built(folder, tmp_path, bad_samples=0.5)
     assert [manifest.sample_id(number) for number in range(len(manifest))] == ["000.png"]
-    assert list(lost(manifest.path).values()) == ["the name leads out of the data's folder"]
+    assert list(lost(manifest.path).values()) == ["the name leads out of the data's folder, or is no text"]
 
 
 def hostile() -> dict[str, bytes]:
@@ -264,6 +265,27 @@ def test_damaged_pixels_are_told_when_they_are_read(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="00000/000000000 of manifest.parquet"):
         manifest.image(0)
     assert manifest.image(1) == picture(1)
+
+
+def test_records_with_anything_in_them(tmp_path: Path) -> None:
+    folder = metadata_folder(tmp_path / "data", 1)
+    strange = ["\ud800", "", 7, -1.5, 10**40, None, True, [], {}, [None, 3, "x"], {"a": 1}, "x" * 10_000, "\0"]
+    names = ("text", "captions", "references", "group", "face_image_file", "id_embed_file", "split", "sample_id")
+    lines = [{"file_name": "000.png", "text": "a", name: value} for name in names for value in strange]
+    for line in lines:
+        write_metadata(folder, line)
+        manifest = built(folder, tmp_path, bad_samples=1.0)
+        assert (len(manifest), manifest.image(0)) == (1, picture(0))
+    write_metadata(folder, *lines)
+    assert len(built(folder, tmp_path, bad_samples=1.0)) == 1
+
+
+def test_a_file_s_name_that_is_no_text(tmp_path: Path) -> None:
+    folder = text_folder(tmp_path / "data", 1)
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(encoded(picture(0)))
+    manifest = built(folder, tmp_path, bad_samples=0.5)
+    assert (len(manifest), manifest.num_lost) == (1, 1)
+    assert list(lost(manifest.path)) == ["\udcff.png"]
 
 
 def test_folders_that_link_in_a_circle(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def _read_record(root: Path, record: dict[str, Any]) -> Sample | Loss:
         return Loss(record["unreadable"], "the line is no JSON object with a file_name")
     name = inside(str(record["file_name"]))
     if name is None:
-        return Loss(str(record["file_name"]), "the name leads out of the data's folder")
+        return Loss(str(record["file_name"]), "the name leads out of the data's folder, or is no text")
     try:
         content = read_picture(root / name)
     except ImageError as error:

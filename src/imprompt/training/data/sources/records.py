@@ -120,10 +120,19 @@ def head(path: Path, num_bytes: int) -> bytes:
 
 
 def inside(name: str) -> str | None:
-    """A file name relative to the root, tidied; None if it leads out of it."""
+    """A file name relative to the root, tidied; None if it leads out of it, or is no text."""
     tidy = posixpath.normpath(name.replace("\\", "/"))
     leads_out = tidy.startswith(("/", "../")) or tidy in ("..", ".") or ":" in tidy.partition("/")[0]
-    return None if leads_out or "\0" in tidy else tidy
+    return None if leads_out or "\0" in tidy or not _is_text(tidy) else tidy
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8, as the columns of a table must be."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def relative_name(name: str, root: Path, prefix: str) -> str:
@@ -150,13 +159,18 @@ def parse_json(text: str | bytes) -> Any:
 
 def _text(record: Record, names: Iterable[str]) -> str:
     value = _value(record, names)
-    return value if isinstance(value, str) else str(value) if isinstance(value, int) else ""
+    return _whole(value) if isinstance(value, str) else str(value) if isinstance(value, int) else ""
 
 
 def _texts(record: Record, names: Iterable[str]) -> tuple[str, ...]:
     value = _value(record, names)
     items = value if isinstance(value, list | tuple) else (value,)
-    return tuple(item.strip() for item in items if isinstance(item, str) and item.strip())
+    return tuple(_whole(item.strip()) for item in items if isinstance(item, str) and item.strip())
+
+
+def _whole(text: str) -> str:
+    """A text with question marks for what is no letter: JSON may hold half of a pair of them, which no file can."""
+    return text.encode("utf-8", errors="replace").decode()
 
 
 def _value(record: Record, names: Iterable[str]) -> Any:
