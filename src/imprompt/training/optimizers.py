@@ -1,6 +1,7 @@
 """Optimizers by name, their state as flat tensors, and the number format of the arithmetic."""
 
 import importlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -48,21 +49,30 @@ def _bitsandbytes() -> Any:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """State of an optimizer with numbered parameters, flat: "{parameter number}.{name}" -> tensor."""
-    flat: dict[str, Tensor] = {}
-    for number, values in optimizer.state_dict()["state"].items():
-        for name, value in values.items():
-            is_tensor = isinstance(value, Tensor)
-            flat[f"{number}.{name}" if is_tensor else f"{number}.{name}{NUMBER}"] = torch.as_tensor(value)
-    return flat
+    return _flatten(optimizer.state_dict()["state"])
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave."""
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[Any, Any] = {}
     for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name.removesuffix(NUMBER)] = value.item() if name.endswith(NUMBER) else value
+        number, *groups, name = key.split(".")
+        values = state.setdefault(int(number), {})
+        for group in groups:
+            values = values.setdefault(group, {})
+        values[name.removesuffix(NUMBER)] = value.item() if name.endswith(NUMBER) else value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            mark = "" if isinstance(value, Tensor) else NUMBER
+            flat[f"{prefix}{name}{mark}"] = torch.as_tensor(value)
+    return flat
 
 
 def autocast_format(choice: Literal["auto", "no", "bfloat16", "float16"], device: torch.device) -> torch.dtype | None:
