@@ -17,6 +17,8 @@ from imprompt.training.order import BatchOrder
 from tests.unit.training.regression import loop_config, run
 from tests.unit.training.two_processes import undropped
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -9,6 +9,7 @@ import pytest
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "kill_and_resume.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="it forks")
 def test_a_run_killed_three_times_ends_like_one_that_was_not(tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, "--kills", "3"], capture_output=True, text=True, timeout=250)

@@ -43,7 +43,12 @@ def test_the_format_of_arithmetic_follows_setting_and_device(monkeypatch):
 
 def test_eight_bits_take_the_groups_and_settings(monkeypatch):
     calls = []
-    module = SimpleNamespace(optim=SimpleNamespace(AdamW8bit=lambda groups, **options: calls.append(options)))
+
+    def adamw8bit(groups, **options):
+        calls.append(options)
+        return torch.optim.SGD(groups)
+
+    module = SimpleNamespace(optim=SimpleNamespace(AdamW8bit=adamw8bit))
     monkeypatch.setattr("imprompt.training.optimizers.importlib.import_module", lambda name: module)
     build_optimizer(nn.Linear(3, 2), OptimizerConfig(name="adamw8bit", learning_rate=1e-3, weight_decay=0.1))
     assert calls == [{"lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.1}]
