@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from imprompt.core.errors import CheckpointError, EncoderMismatch, first_line
 from imprompt.core.weights import resolve_folder
 from imprompt.encoders.base import EncoderSpec
+from imprompt.encoders.vision import half_config
 
 FILES = (
     "config.json",
@@ -97,7 +98,12 @@ class TextEncoder:
         try:
             model_class: Any = transformers.CLIPTextModelWithProjection
             model, report = model_class.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+                folder,
+                config=half_config(folder, model_class.config_class),
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
             )
             tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers raises whatever its parsers do

@@ -95,10 +95,10 @@ def test_an_encoder_that_is_offloaded_makes_the_same_features(bare, adapters, ca
 
 def test_pictures_of_all_rows_are_encoded_together(pipe, adapters, cat, street, monkeypatch):
     sizes = []
-    original = VisionEncoder._features
+    original = VisionEncoder.encode_pixels
     monkeypatch.setattr(
         VisionEncoder,
-        "_features",
+        "encode_pixels",
         lambda self, pixels, *given: sizes.append(len(pixels)) or original(self, pixels, *given),
     )
     rows = [[ImagePrompt(cat)], [ImagePrompt(street, fit="pad")], [], [ImagePrompt([street, cat])]]
@@ -109,8 +109,8 @@ def test_pictures_of_all_rows_are_encoded_together(pipe, adapters, cat, street, 
 
 def test_a_picture_is_encoded_once(pipe, adapters, cat, monkeypatch):
     calls = []
-    original = VisionEncoder._features
-    monkeypatch.setattr(VisionEncoder, "_features", lambda *given: calls.append(1) or original(*given))
+    original = VisionEncoder.encode_pixels
+    monkeypatch.setattr(VisionEncoder, "encode_pixels", lambda *given: calls.append(1) or original(*given))
     with attach(pipe, adapters["resampler"]) as images:
         for _ in range(3):
             images.set(ImagePrompt(cat), ImagePrompt(cat, weight=0.3))

@@ -16,7 +16,7 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def clip():
     """A whole CLIP, as wide as the tiny vision tower."""
-    text = tiny.text_encoder(projected=True).config.to_dict()
+    text = tiny.text_encoder(projected=True).config.to_dict() | {"projection_dim": 512}  # as whole CLIPs often say
     vision = tiny.vision_tower().config.to_dict()
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=tiny.VISION_PROJECTION)
     return tiny.seeded(lambda: CLIPModel(config), 3)
