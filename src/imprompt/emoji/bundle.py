@@ -6,9 +6,8 @@ from typing import Literal
 from imprompt.core.errors import BundleError
 
 AdapterName = Literal["global", "plus"]
-PartName = Literal["controlnet", "t2i_adapter", "lora"]
 
-PART_FILES: dict[PartName, str] = {
+PART_FILES: dict[str, str] = {
     "controlnet": "diffusion_pytorch_model.safetensors",
     "t2i_adapter": "diffusion_pytorch_model.safetensors",
     "lora": "pytorch_lora_weights.safetensors",
@@ -49,7 +48,7 @@ def adapter_file(name: AdapterName = "plus") -> Path:
     return file
 
 
-def part_folder(name: PartName) -> Path:
+def part_folder(name: str) -> Path:
     """Folder of what others add to a base, trained for the embedded one, as diffusers' `from_pretrained` opens it.
 
     Args:

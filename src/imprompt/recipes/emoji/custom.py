@@ -57,7 +57,7 @@ class CustomConfig:
     look: Look
     loop: LoopConfig
     optimizer: OptimizerConfig
-    preview_every: int = 125
+    preview_every: int = 100
     num_pictures: int = 750
     empty_caption: float = 0.12
     styled_captions: float = 0.5
@@ -74,7 +74,8 @@ def default_config(kind: Kind) -> CustomConfig:
         schedule="cosine",
         ema_decay=0.95,
     )
-    loop = stage_loop(base_stage(kind), num_steps=250, batch_size=16, checkpoint_every=100)
+    num_steps = 200 if kind == "lora" else 150
+    loop = stage_loop(base_stage(kind), num_steps=num_steps, batch_size=16, checkpoint_every=50)
     return CustomConfig(kind=kind, look=look, loop=loop, optimizer=optimizer)
 
 

@@ -70,7 +70,8 @@ def default_config(kind: Kind) -> StructureConfig:
     optimizer = OptimizerConfig(
         learning_rate=1e-3, betas=(0.9, 0.99), warmup_steps=50, schedule="cosine", ema_decay=0.98
     )
-    loop = stage_loop(base_stage(kind), num_steps=600, batch_size=16, checkpoint_every=100)
+    num_steps = 600 if kind == "controlnet" else 300
+    loop = stage_loop(base_stage(kind), num_steps=num_steps, batch_size=16, checkpoint_every=100)
     return StructureConfig(kind=kind, loop=loop, optimizer=optimizer)
 
 
@@ -80,7 +81,10 @@ def build(kind: Kind, unet: UNet2DConditionModel) -> ControlNetModel | T2IAdapte
         model = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64, 96))
         _wake(model.controlnet_cond_embedding)
         return model
-    return T2IAdapter(channels=list(unet.config["block_out_channels"]), num_res_blocks=2, downscale_factor=8)
+    model = T2IAdapter(channels=list(unet.config["block_out_channels"]), num_res_blocks=2, downscale_factor=8)
+    _still_on_white(model.adapter.conv_in)
+    model.adapter.conv_in.requires_grad_(False)
+    return model
 
 
 def _wake(embedding: nn.Module) -> None:
@@ -93,6 +97,16 @@ def _wake(embedding: nn.Module) -> None:
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=GAIN / layer.weight[0].numel() ** 0.5)
             layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
+
+
+def _still_on_white(layer: nn.Conv2d) -> None:
+    """Let the convolution that reads the colours make zero of white, which most of every picture is.
+
+    It stays as it is drawn: each colour comes to it 576 times over (the pixels of 3 x 3 latent ones), so that any step
+    of the optimizer that suits other layers is far too long for it.
+    """
+    with torch.no_grad():
+        layer.bias = nn.Parameter(-layer.weight.sum(dim=(1, 2, 3)))
 
 
 def condition_of(kind: Kind) -> Callable[[Tensor], Tensor]:
