@@ -17,6 +17,7 @@ from imprompt.training.data.manifest import Manifest, ReferenceMode
 from imprompt.training.data.quarantine import Quarantine
 from imprompt.training.data.references import choose
 from imprompt.training.dropout import draw_dropout
+from imprompt.training.errors import DataError
 from imprompt.training.features.store import FeatureStore
 from imprompt.training.noise import NoiseProcess
 from imprompt.training.task import Draw
@@ -176,12 +177,16 @@ class AdapterInputs:
             DataError: More cannot be read than may be.
         """
         places = draw.samples.clone()
-        while True:
+        for _ in range(len(self.members)):
             try:
                 return self._batch(self.members[places], draw)
             except BadSample as bad:
                 self.quarantine.report(self.manifest.sample_id(bad.number), str(bad))
                 places[bad.row] = self.successors[places[bad.row]]
+        raise DataError(
+            f"no sample of bucket {draw.bucket} can be read; mend the pictures that are listed in "
+            f"'{self.quarantine.folder}'"
+        )
 
     def _batch(self, samples: Int[Tensor, " rows"], draw: Draw) -> AdapterBatch:
         views = draw.per_row("views", lambda generator, size: _integers(self.targets.num_views, size, generator))
