@@ -79,8 +79,12 @@ SHEETS: dict[str, tuple[str, Sequence[Column]]] = {
     "attention": (
         "a house",
         [
-            (name, [ImagePrompt(FLAMINGO, weight=0.7, attention=name)])
-            for name in ("values", "keys and values", "norm matched")
+            *(
+                (name, [ImagePrompt(FLAMINGO, weight=0.7, attention=name)])
+                for name in ("values", "keys and values", "norm matched", "joint softmax")
+            ),
+            ("joint, weight 0.1", [ImagePrompt(FLAMINGO, weight=0.1, attention="joint softmax")]),
+            ("joint, weight 0.01", [ImagePrompt(FLAMINGO, weight=0.01, attention="joint softmax")]),
         ],
     ),
 }
