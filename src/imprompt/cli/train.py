@@ -13,6 +13,8 @@ Examples:
 
   imprompt train sdxl-plus data.source=shards loop.micro_batch_size=8 base.gradient_checkpointing=true
 
+  imprompt train sdxl-plus --plan --devices 8        parameters, memory, arithmetic, hours
+
   imprompt train runs/sdxl-plus/config.json loop.num_steps=300000        go on with a run
 
   torchrun --nproc-per-node 8 -m imprompt train sdxl-plus data.source=manifest.parquet
@@ -24,6 +26,10 @@ def train(
     settings: Annotated[list[str] | None, typer.Argument(help="Changes of it, as 'loop.num_steps=500'.")] = None,
     resolved: Annotated[bool, typer.Option("--resolved", help="Print the whole configuration and stop.")] = False,
     recipes: Annotated[bool, typer.Option("--recipes", help="List all recipes and stop.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Tell what the run will need and stop; no weights are read.")
+    ] = False,
+    devices: Annotated[int, typer.Option(min=1, help="Devices to plan for.")] = 1,
 ) -> None:
     """Train an image prompt adapter on a frozen base, or go on where a run was stopped or killed.
 
@@ -42,9 +48,16 @@ def train(
         typer.echo(config.model_dump_json(indent=2))
         return
     from imprompt.cli.progress import quiet_libraries
-    from imprompt.training.run import train as run
 
     quiet_libraries()
+    if plan:
+        from imprompt.training.plan import describe
+        from imprompt.training.plan import plan as plan_run
+
+        typer.echo("\n".join(describe(plan_run(config, devices))))
+        return
+    from imprompt.training.run import train as run
+
     finished = run(config)
     typer.echo(f"{finished.step:,} steps; adapter: {finished.adapter}; report: {config.loop.output / 'report.html'}")
 

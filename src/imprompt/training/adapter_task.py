@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -20,13 +20,34 @@ from imprompt.core.errors import CheckpointError, EncoderMismatch
 from imprompt.encoders.base import Layer
 from imprompt.encoders.vision import VisionEncoder
 from imprompt.training.bases import FrozenBase, Texts
+from imprompt.training.features.store import FeatureStore
 from imprompt.training.feedback import Feedback
-from imprompt.training.inputs import CROP, FEATURES, AdapterBatch, AdapterInputs
+from imprompt.training.inputs import CROP, FEATURES, AdapterBatch
 from imprompt.training.noise import NoiseProcess
 from imprompt.training.objective import row_errors
 from imprompt.training.order import BatchOrder
+from imprompt.training.task import Draw
 
 Nulls = Mapping[str, Float[Tensor, "1 *length width"]]
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """What makes batches; see `AdapterInputs`."""
+
+    @property
+    def noise(self) -> NoiseProcess:
+        """Noise of the base."""
+        ...
+
+    @property
+    def texts(self) -> FeatureStore | None:
+        """What the base reads of captions, where that was computed once."""
+        ...
+
+    def batch(self, draw: Draw) -> AdapterBatch:
+        """Rows of one step."""
+        ...
 
 
 class AdapterTask:
@@ -48,7 +69,7 @@ class AdapterTask:
         self,
         adapter: Adapter,
         base: FrozenBase,
-        inputs: AdapterInputs,
+        inputs: Inputs,
         order: BatchOrder,
         *,
         num_examples: int,
@@ -192,7 +213,7 @@ class AdapterTask:
 
     def _base_precision(self, device: torch.device) -> AbstractContextManager[Any]:
         """Frozen half precision computes as it is: autocast would only keep copies of what is in its format already."""
-        if self.base.dtype == torch.float32:
+        if self.base.dtype == torch.float32 or not torch.amp.is_autocast_available(device.type):
             return nullcontext()
         return torch.autocast(device.type, enabled=False)
 
