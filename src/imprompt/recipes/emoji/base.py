@@ -45,6 +45,6 @@ def base_pipeline(kind: Any = None, unet: UNet2DConditionModel | None = None, **
     if unet is not None:
         pipeline.unet = unet
     if kind is not None:
-        pipeline = kind(**pipeline.components, requires_safety_checker=False, **parts)
+        pipeline = kind.from_pipe(pipeline, vae=pipeline.vae, **parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

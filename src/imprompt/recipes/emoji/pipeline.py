@@ -90,7 +90,7 @@ def draw(
         num_inference_steps=num_steps,
         guidance_scale=guidance_scale,
         generator=generators,
-        output_type="pt",
+        output_type="np",  # which every pipeline knows
         **options,
     ).images
-    return images.cpu() * 2 - 1
+    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1

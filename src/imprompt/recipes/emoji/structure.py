@@ -70,7 +70,7 @@ def default_config(kind: Kind) -> StructureConfig:
     optimizer = OptimizerConfig(
         learning_rate=1e-3, betas=(0.9, 0.99), warmup_steps=50, schedule="cosine", ema_decay=0.98
     )
-    num_steps = 600 if kind == "controlnet" else 300
+    num_steps = 600 if kind == "controlnet" else 500
     loop = stage_loop(base_stage(kind), num_steps=num_steps, batch_size=16, checkpoint_every=100)
     return StructureConfig(kind=kind, loop=loop, optimizer=optimizer)
 
@@ -82,8 +82,9 @@ def build(kind: Kind, unet: UNet2DConditionModel) -> ControlNetModel | T2IAdapte
         _wake(model.controlnet_cond_embedding)
         return model
     model = T2IAdapter(channels=list(unet.config["block_out_channels"]), num_res_blocks=2, downscale_factor=8)
-    _still_on_white(model.adapter.conv_in)
-    model.adapter.conv_in.requires_grad_(False)
+    reader: Any = model.adapter.conv_in
+    _still_on_white(reader)
+    reader.requires_grad_(False)
     return model
 
 
