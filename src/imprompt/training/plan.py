@@ -26,6 +26,7 @@ from imprompt.training.order import BatchOrder
 from imprompt.training.skeleton import META, fused_attention, skeleton_encoder, skeleton_pipeline
 from imprompt.training.stores import encoder_folder
 from imprompt.training.task import Draw
+from imprompt.training.visitors import idle_parts
 
 GIB = 2**30
 LIBRARIES = 0.6 * GIB
@@ -282,11 +283,14 @@ class _Parts:
         return lambda: encoder.encode_pixels(pixels, *layer_of(self.adapter.spec, name))
 
     def _networks(self) -> dict[str, nn.Module]:
-        """What the run loads, frozen."""
-        parts = self.base.pipeline().components.items()
-        found = {name.replace("_", " "): part for name, part in parts if isinstance(part, nn.Module)}
-        if self.encoder is not None and self.config.adapter.image_encoder is not None:
-            found["the adapter's image encoder"] = self.encoder.model
+        """What a step computes with, frozen; the rest waits elsewhere."""
+        components, features = self.base.pipeline().components, self.config.features
+        online = {"texts": features.text == "online", "latents": features.latents == "online"}
+        idle = idle_parts(components, **online)
+        models = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+        found = {name.replace("_", " "): part for name, part in models.items() if name not in idle}
+        if self.encoder is not None and self._references(1, 1).pixels:
+            found["image encoder of references"] = self.encoder.model
         return found
 
     def _task(self, micro: int) -> AdapterTask:

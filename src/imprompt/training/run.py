@@ -35,6 +35,7 @@ from imprompt.training.sheets import SheetPainter, SheetReference, plan_sheet
 from imprompt.training.sources import CachedReferences, CachedTargets, PictureReferences, PictureTargets
 from imprompt.training.stores import LATENTS, MANIFEST, TEXT, encoder_folder, jobs_of, manifest_of, open_stores
 from imprompt.training.validation import plan_validation
+from imprompt.training.visitors import Visitors, idle_parts
 
 NUM_SHEET_REFERENCES = 4
 
@@ -107,6 +108,16 @@ class Run:
         return encoder if name is None else VisionEncoder(encoder.model, encoder.preprocessing, name=name)
 
     @cached_property
+    def visitors(self) -> Visitors:
+        """Models that only contact sheets need, since what they make was computed once."""
+        components = self.base.pipeline().components
+        online = {"texts": TEXT not in self.stores, "latents": LATENTS not in self.stores}
+        models = list(idle_parts(components, **online).values())
+        if self.encoder is not None and FEATURES in self.stores:
+            models.append(self.encoder.model)
+        return Visitors(models, self.processes.device)
+
+    @cached_property
     def adapter(self) -> Adapter:
         """What is trained, as the seed makes it."""
         config = self.config
@@ -176,13 +187,15 @@ class Run:
         config = self.config
         trained = self.members("train")
         order = BatchOrder(self.buckets.bucket_of[trained], config.loop.batch_size, config.loop.seed)
+        with self.visitors.present():
+            nulls = null_features(self.adapter.spec, self.encoder)
         task = AdapterTask(
             self.adapter,
             self.base,
             self.inputs,
             order,
             num_examples=len(trained),
-            nulls=null_features(self.adapter.spec, self.encoder),
+            nulls=nulls,
             encoder=self.encoder,
         )
         task.feedback = self._feedback(task)
@@ -272,6 +285,7 @@ class Run:
             image_encoder=self.encoder,
             face_encoder=None if faces is None else FaceEncoder.from_folder(faces),
             training=task.attachment,
+            visitors=self.visitors,
         )
 
     def _sheet_reference(self, number: int) -> SheetReference:

@@ -1,6 +1,7 @@
 """Contact sheets of a run: the same references, texts and noise every time, so that two of them can be compared."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from imprompt.generation.request import Request
 from imprompt.prompts.image_prompt import ImagePrompt
 from imprompt.training.config import ValidationConfig
 from imprompt.training.validation import undisturbed
+from imprompt.training.visitors import Visitors
 
 CELL = 160  # side of a picture on the sheet, in pixels
 IMAGE_ALONE = "image alone"
@@ -116,6 +118,7 @@ class SheetPainter:
         face_encoder: For adapters that read faces; without one, references need features.
         training: The attachment that training computes through; it is left without an image prompt, as it is before
             every step, and stays attached.
+        visitors: Models that drawing needs and training does not; None if all are at hand.
         batch_size: Pictures made at once.
     """
 
@@ -124,6 +127,7 @@ class SheetPainter:
     image_encoder: EncoderSource | None = None
     face_encoder: FaceEncoder | None = None
     training: Attachment | None = None
+    visitors: Visitors | None = None
     batch_size: int = 4
     _cache: FeatureCache = field(default_factory=FeatureCache)
 
@@ -139,7 +143,8 @@ class SheetPainter:
         if self.training is not None:
             self.training.set(None)
         _, host = pipe_and_host(self.pipe)
-        with undisturbed(adapter, host), _full_precision(next(host.parameters()).device):
+        present = nullcontext() if self.visitors is None else self.visitors.present()
+        with present, undisturbed(adapter, host), _full_precision(next(host.parameters()).device):
             images = attach(
                 self.pipe,
                 adapter,
