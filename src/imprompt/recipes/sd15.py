@@ -1,7 +1,7 @@
 """Adapters of Stable Diffusion 1.5, as the paper trains them."""
 
 from imprompt.core.published import VIT_H
-from imprompt.recipes.common import published
+from imprompt.recipes.paper import as_in_the_paper
 from imprompt.training.config import AdapterKind, BaseModelConfig, DataConfig, TrainConfig
 
 BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -9,7 +9,7 @@ BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 def recipe(kind: AdapterKind) -> TrainConfig:
     """512 pixels, cut square as the published scripts cut them; FaceID changes the attentions by LoRA of rank 128."""
-    return published(
+    return as_in_the_paper(
         "sd15",
         kind,
         base=BaseModelConfig(path=BASE),

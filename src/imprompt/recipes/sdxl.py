@@ -4,7 +4,7 @@ See tencent-ailab/IP-Adapter, issues 255 and 256. The published script has an op
 """
 
 from imprompt.core.published import VIT_H
-from imprompt.recipes.common import RUNS, published
+from imprompt.recipes.paper import RUNS, as_in_the_paper
 from imprompt.training.config import AdapterKind, BaseModelConfig, DataConfig, LoopConfig, OptimizerConfig, TrainConfig
 from imprompt.training.initial import VARIANTS
 
@@ -13,7 +13,7 @@ BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 
 def recipe(kind: AdapterKind) -> TrainConfig:
     """First stage: 512 pixels, batches of 64, learning rate 1e-4."""
-    return published(
+    return as_in_the_paper(
         "sdxl",
         kind,
         base=BaseModelConfig(path=BASE),

@@ -1,6 +1,6 @@
 """Adapters of the embedded model: small enough to train on a processor, of pictures of one's own too."""
 
-from imprompt.recipes.common import RUNS
+from imprompt.recipes.paper import RUNS
 from imprompt.training.config import (
     AdapterConfig,
     AdapterKind,

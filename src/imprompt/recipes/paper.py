@@ -1,4 +1,4 @@
-"""What recipes share: the published hyper-parameters, said once."""
+"""What recipes share: the hyper-parameters of the paper, said once."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ READS_SEQUENCES = ("plus", "full")
 encoding adds a fifth to a step and keeps an augmentation of the references' own."""
 
 
-def published(
+def as_in_the_paper(
     name: str,
     kind: AdapterKind,
     *,
