@@ -64,6 +64,21 @@ class Processes:
             raise ImpromptError(f"the main process stopped: {failure}")
         return None
 
+    def on_all(self, work: Callable[[], Result]) -> Result:
+        """Let every process do its share; none goes on before all are done.
+
+        Raises:
+            ImpromptError: The work failed in another process; in that one whatever it raised.
+        """
+        failure, made = None, []
+        try:
+            made.append(work())
+        except Exception as error:
+            failure = error
+        if self.any(failure is not None):
+            raise failure or ImpromptError("another process stopped; its own message tells why")
+        return made[0]
+
     def _work_for_all(self, work: Callable[[], Result]) -> Result:
         try:
             result = work()

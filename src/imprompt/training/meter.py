@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,19 @@ def progress_bar(loop: LoopConfig, step: int, *, is_shown: bool) -> tqdm:
         mininterval=0.5 if sys.stderr.isatty() else 30.0,
         disable=not is_shown,
     )
+
+
+@contextmanager
+def feature_bar(kind: str, *, is_shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """Bar in samples whose features are there; nothing is shown where nothing is missing."""
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    with tqdm(desc=kind, unit="sample", mininterval=interval, disable=not is_shown, delay=1.0) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield tell
 
 
 def memory_gigabytes(device: torch.device) -> float:

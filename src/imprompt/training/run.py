@@ -33,7 +33,16 @@ from imprompt.training.overrides import ConfigError
 from imprompt.training.report import CONFIG, QUARANTINE, write_report
 from imprompt.training.sheets import SheetPainter, SheetReference, plan_sheet
 from imprompt.training.sources import CachedReferences, CachedTargets, PictureReferences, PictureTargets
-from imprompt.training.stores import LATENTS, MANIFEST, TEXT, encoder_folder, jobs_of, manifest_of, open_stores
+from imprompt.training.stores import (
+    LATENTS,
+    MANIFEST,
+    TEXT,
+    compute_missing,
+    encoder_folder,
+    jobs_of,
+    manifest_of,
+    open_stores,
+)
 from imprompt.training.validation import plan_validation
 from imprompt.training.visitors import Visitors, idle_parts
 
@@ -137,9 +146,9 @@ class Run:
     @cached_property
     def stores(self) -> dict[str, FeatureStore]:
         """Features that were computed once; what was missing is there now."""
-        jobs = jobs_of(self.config)
-        made = self.processes.on_main(lambda: open_stores(self.config, self.manifest, jobs, compute=True))
-        return made or open_stores(self.config, self.manifest, jobs, compute=False)
+        jobs, processes = jobs_of(self.config), self.processes
+        self.processes.on_all(lambda: compute_missing(self.config, self.manifest, jobs, processes))
+        return open_stores(self.config, self.manifest, jobs)
 
     @cached_property
     def buckets(self) -> Buckets:

@@ -12,6 +12,7 @@ from imprompt.encoders.vision import FILES
 from imprompt.generation.pipelines import is_embedded
 from imprompt.training.config import AdapterConfig, TrainConfig
 from imprompt.training.data.manifest import Manifest, open_manifest
+from imprompt.training.distributed import Processes
 from imprompt.training.features.compute import compute_features
 from imprompt.training.features.jobs import FeatureJob, default_root, plan_store
 from imprompt.training.features.latents import LatentsJob
@@ -21,6 +22,7 @@ from imprompt.training.features.texts import TextJob
 from imprompt.training.features.work import ComputeOptions
 from imprompt.training.initial import FACE_WIDTH, LAYER, VARIANTS
 from imprompt.training.inputs import CROP, FEATURES
+from imprompt.training.meter import feature_bar
 from imprompt.training.overrides import ConfigError
 
 LATENTS, TEXT = "latents", "text"
@@ -106,26 +108,47 @@ def jobs_of(config: TrainConfig) -> dict[str, FeatureJob]:
     return jobs
 
 
-def open_stores(
-    config: TrainConfig, manifest: Manifest, jobs: Mapping[str, FeatureJob], *, compute: bool
-) -> dict[str, FeatureStore]:
-    """Stores of a run's features.
+def compute_missing(
+    config: TrainConfig, manifest: Manifest, jobs: Mapping[str, FeatureJob], processes: Processes
+) -> None:
+    """Compute this process's share of the features that are not there yet, with a progress bar in the main one.
 
     Args:
         config: Of the run.
         manifest: Of its samples.
         jobs: What `jobs_of` gave.
-        compute: Compute what is missing; in a run of several processes one does, and the others open afterwards.
+        processes: Who shares.
 
     Raises:
         DataError: More samples cannot be read than may be.
     """
+    options = ComputeOptions(device=str(processes.device), bad_samples=config.data.bad_samples)
+    for job in jobs.values():
+        with feature_bar(job.kind, is_shown=processes.is_main) as on_progress:
+            compute_features(
+                manifest,
+                job,
+                feature_root(config, manifest),
+                split=(processes.index, processes.count),
+                options=options,
+                on_progress=on_progress,
+            )
+
+
+def open_stores(config: TrainConfig, manifest: Manifest, jobs: Mapping[str, FeatureJob]) -> dict[str, FeatureStore]:
+    """Stores of a run's features, once they are computed.
+
+    Args:
+        config: Of the run.
+        manifest: Of its samples.
+        jobs: What `jobs_of` gave.
+
+    Raises:
+        StaleFeatures: They are not there, or are those of other settings.
+    """
     root = feature_root(config, manifest)
-    options = ComputeOptions(device=config.loop.device, bad_samples=config.data.bad_samples)
     found: dict[str, FeatureStore] = {}
     for name, job in jobs.items():
-        if compute:
-            compute_features(manifest, job, root, options=options)
         wanted = plan_store(manifest, job).fingerprint
         found[name] = find_store(root, job.kind, wanted, f"imprompt features {config.recipe} and the run's settings")
     return found

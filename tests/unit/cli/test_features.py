@@ -30,7 +30,7 @@ def test_it_computes_what_a_run_opens_and_nothing_twice(run, settings):
         "image_embeds: 1 of 1 shards computed",
     ]
     config = override(config_named("emoji-global"), settings)
-    stores = open_stores(config, manifest_of(config), jobs_of(config), compute=False)
+    stores = open_stores(config, manifest_of(config), jobs_of(config))
     assert {name: len(store) for name, store in stores.items()} == {"latents": 5, "features": 5}
     status, out, err = run("features", "emoji-global", *settings, "--split", "2/2")
     assert "0 of 1 shards computed" in out and "part 2 of 2" in err
@@ -40,7 +40,7 @@ def test_a_run_with_other_settings_does_not_open_it(run, settings):
     run("features", "emoji-global", *settings)
     config = override(config_named("emoji-global"), [*settings, "data.num_views=7"])
     with pytest.raises(Exception, match="compute them with: imprompt features emoji-global") as error:
-        open_stores(config, manifest_of(config), jobs_of(config), compute=False)
+        open_stores(config, manifest_of(config), jobs_of(config))
     assert type(error.value).__name__ == "StaleFeatures"
 
 
