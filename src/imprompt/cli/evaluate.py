@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imprompt.cli.generate import attach_adapter, load_base, plain_words
+from imprompt.cli.generate import NAMES, attach_adapter, load_base, plain_words
 from imprompt.cli.progress import busy, progress_bar
 from imprompt.core.errors import PromptError
 
@@ -115,7 +115,7 @@ def _draw(
         with busy("loading"):
             pipe = load_base(named["base"], protocol.scheduler, False)
             pipe.set_progress_bar_config(disable=True)
-            attachment = attach_adapter(pipe, {"part": None, "variant": None, "lora": None, "guidance": None, **named})
+            attachment = attach_adapter(pipe, dict.fromkeys(NAMES) | named)
         with progress_bar("drawing") as bar, attachment:
             missing = draw_share(
                 pipe, attachment, protocol, source, output,
