@@ -105,7 +105,7 @@ def test_parts_are_packaged_beside_a_base_that_stays(tmp_path, monkeypatch):
 
 
 def test_quality_is_read_from_a_card_as_it_was_written():
-    table = "| question | share |\n|---|---|\n| text | 40 % |\n"
+    table = "| question | share |\n|---|---|\n| text | 40 % |"
     assert read_quality(model_card({}, table)) == table
     assert read_quality(model_card({}, "")) == ""
 

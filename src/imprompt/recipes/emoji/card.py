@@ -115,4 +115,4 @@ def read_figures(card: str) -> dict[str, dict[str, Any]]:
 def read_quality(card: str) -> str:
     """Table of measured quality as `model_card` wrote it into a card; empty where none was."""
     section = card.partition("## Measured quality")[2].partition("## Licence")[0].strip()
-    return section + "\n" if section.startswith("|") else ""
+    return section if section.startswith("|") else ""

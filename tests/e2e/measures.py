@@ -1,0 +1,49 @@
+"""How well pictures follow edges, colours, a look or references, by plain arithmetic and the embedded encoder."""
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from imprompt.emoji.conditions import colour_cells, edge_maps
+
+
+def as_tensor(pictures):
+    """PIL pictures as bytes [pictures, 3, height, width]."""
+    return torch.stack([torch.from_numpy(np.array(picture.convert("RGB"))) for picture in pictures]).permute(0, 3, 1, 2)
+
+
+def edge_agreement(pictures, edges):
+    """Mean correlation of the edges of pictures with those they should have, both a little blurred; at most 1."""
+    ours, wanted = (functional.avg_pool2d(part.float(), 4).flatten(1) for part in (edge_maps(pictures), edges[:, :1]))
+    ours, wanted = (part - part.mean(dim=1, keepdim=True) for part in (ours, wanted))
+    return functional.cosine_similarity(ours, wanted).mean().item()
+
+
+def colour_error(pictures, grids):
+    """Mean distance of the cells' colours from those they should have, of a range of 1."""
+    return (colour_cells(pictures).float() - colour_cells(grids).float()).abs().mean().item() / 255
+
+
+def distance_from_look(pictures, look):
+    """Mean distance of pixels from the line between a look's ink and its paper, of a range of 1 for each channel."""
+    ink, paper = torch.tensor(look.ink) / 255, torch.tensor(look.paper) / 255
+    pixels = pictures.permute(0, 2, 3, 1).reshape(-1, 3) / 255 - ink
+    share = (pixels @ (paper - ink) / (paper - ink).square().sum()).clamp(0, 1)
+    return (pixels - share[:, None] * (paper - ink)).norm(dim=1).mean().item()
+
+
+def likeness(encoder, pictures, references):
+    """How much more alike pictures are to their own reference than to the others, by the encoder's embeddings.
+
+    Embeddings are centred, so that what all pictures share (a look, a frame) counts for nothing; 0 is chance.
+    """
+    ours, theirs = _embed(encoder, pictures), _embed(encoder, references)
+    cosines = functional.cosine_similarity(ours[:, None], theirs[None], dim=-1)
+    others = cosines[~torch.eye(len(cosines), dtype=torch.bool)]
+    return (cosines.diagonal().mean() - others.mean()).item()
+
+
+@torch.no_grad()
+def _embed(encoder, pictures):
+    embeds = encoder(pictures / 127.5 - 1).image_embeds
+    return embeds - embeds.mean(dim=0)
