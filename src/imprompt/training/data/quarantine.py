@@ -41,7 +41,7 @@ class Quarantine:
             line = json.dumps({"where": sample_id, "reason": reason}) + "\n"
             with self._own_file().open("ab", buffering=0) as file:
                 file.write(line.encode())
-            self.check()
+        self.check()  # also of what a run before this one had listed: that it was started again mends nothing
 
     def losses(self) -> dict[str, str]:
         """All samples on the list, and why; after a restart also those of before."""
@@ -61,7 +61,8 @@ class Quarantine:
             reason = text.rstrip(".")
             raise DataError(
                 f"{len(lost):,} of {self.total:,} samples cannot be used, and {self.budget:.1%} may be lost; the first "
-                f"is {name!r}: {reason}. All are listed in '{self.folder}'; mend them, or raise data.bad_samples."
+                f"is {name!r}: {reason}. All are listed in '{self.folder}'; mend them and delete that folder, or raise "
+                "data.bad_samples."
             )
 
     def _own_file(self) -> Path:

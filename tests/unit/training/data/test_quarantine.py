@@ -33,6 +33,8 @@ def test_a_run_that_goes_on_remembers(tmp_path: Path) -> None:
         Quarantine(tmp_path, 0.1, 10).report("b", "broken")
     with pytest.raises(DataError, match="2 of 10"):
         Quarantine(tmp_path, 0.1, 10).check()
+    with pytest.raises(DataError, match="2 of 10"):  # a run that is started again meets it once more
+        Quarantine(tmp_path, 0.1, 10).report("a", "broken")
 
 
 def test_no_budget_and_no_losses(tmp_path: Path) -> None:
