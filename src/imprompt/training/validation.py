@@ -217,13 +217,24 @@ def validate(task: ValidationTask, plan: ValidationPlan, processes: Processes | 
     losses, gains = torch.zeros(number, dtype=torch.float64), torch.zeros(number, dtype=torch.float64)
     has_gain = torch.zeros(number, dtype=torch.bool)
     with undisturbed(task.model):
-        for part in plan.parts[processes.index :: processes.count]:
+        for number in rounds(len(plan.parts), processes):
+            part = plan.parts[number % len(plan.parts)]
             right, shuffled = _part_losses(task, plan, part, device)
-            losses[part.rows], gains[part.rows] = right, shuffled - right
+            if number < len(plan.parts):
+                losses[part.rows], gains[part.rows] = right, shuffled - right
     for part in plan.parts:
         has_gain[part.rows] = part.has_partner
     losses, gains = processes.mean(torch.stack([losses, gains])) * processes.count  # each has one process's number
     return ValidationResult(plan.samples, plan.places, losses.float(), gains.masked_fill(~has_gain, math.nan).float())
+
+
+def rounds(num_parts: int, processes: Processes) -> range:
+    """Numbers of the parts that a process computes: as many as every other, since a sharded base is computed together.
+
+    Numbers from `num_parts` on are parts over again, whose result is another process's to give.
+    """
+    count = processes.count
+    return range(processes.index, -(-num_parts // count) * count, count)
 
 
 def estimate(values: Float[Tensor, " values"], clusters: Int[Tensor, " values"]) -> Estimate:

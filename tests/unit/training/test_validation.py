@@ -10,7 +10,7 @@ from imprompt.training.config import ObjectiveConfig
 from imprompt.training.distributed import Processes
 from imprompt.training.noise import noise_process
 from imprompt.training.objective import row_errors
-from imprompt.training.validation import estimate, plan_validation, shuffled_references, validate
+from imprompt.training.validation import estimate, plan_validation, rounds, shuffled_references, validate
 
 SHAPE = (2, 4, 4)
 
@@ -221,3 +221,23 @@ def test_processes_share_the_parts():
     torch.testing.assert_close((first + second).float(), torch.stack([whole.losses, whole.gains]))
     assert torch.equal(first[0] == 0, second[0] != 0)
     assert 0 < int((first[0] == 0).sum()) < 10
+
+
+@pytest.mark.parametrize(("count", "num_parts"), [(1, 5), (2, 5), (3, 5), (4, 3), (2, 0)])
+def test_every_process_computes_as_many_parts_as_the_others(count, num_parts):
+    shares = [rounds(num_parts, Processes(torch.device("cpu"), index, count)) for index in range(count)]
+    assert len({len(share) for share in shares}) == 1
+    own = [number for share in shares for number in share if number < num_parts]
+    assert sorted(own) == list(range(num_parts))
+
+
+def test_processes_without_a_part_of_their_own_compute_along():
+    task, plan = Toy([1.0, -1.0] * 3, 0.4), plan_of(6, groups=[0, 1] * 3, micro_batch_size=2)
+    assert len(plan.parts) == 3
+    Sharing.told, calls = [], []
+    for index in (0, 1):
+        task.draws.clear()
+        validate(task, plan, Sharing(torch.device("cpu"), index, 2))
+        calls.append(len(task.draws))
+    assert calls == [2, 2]
+    assert torch.equal(sum(told[0] != 0 for told in Sharing.told), torch.ones(6, dtype=torch.long))
