@@ -350,10 +350,10 @@ def check_same_sequence(folder: Path, saved: Mapping[str, Any], present: Mapping
         OtherRun: Something that decides the sequence of samples and noise differs.
     """
     for name, value in saved.items():
-        if present[name] != value:
+        if present.get(name) != value:
             raise OtherRun(
-                f"the run in '{folder}' has {name} {value}, and now {name} {present[name]} is asked for, which would "
-                "make it another run; keep what it has, or give another output folder"
+                f"the run in '{folder}' has {name} {value}, and now {name} {present.get(name)} is asked for, which "
+                "would make it another run; keep what it has, or give another output folder"
             )
 
 

@@ -1,6 +1,7 @@
 """Being asked to stop: by a signal, or by the clock."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,8 +40,11 @@ class StopRequests:
 
 @contextmanager
 def stop_requests(minutes: float | None) -> Iterator[StopRequests]:
-    """Listen for SIGTERM and SIGINT, and to the clock, within the block."""
+    """Listen for SIGTERM and SIGINT, and to the clock, within the block; outside the main thread to the clock alone."""
     requests = StopRequests(minutes)
+    if threading.current_thread() is not threading.main_thread():  # which alone may listen to signals
+        yield requests
+        return
     previous = {number: signal.signal(number, requests.note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield requests

@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -55,6 +56,13 @@ def test_a_signal_saves_and_stops_and_leaves_the_handlers_as_they_were(tmp_path,
     assert run(Regression(), tmp_path / "stopped") == 12
     run(Regression(), tmp_path / "whole")
     assert_same_state(final_state(tmp_path / "whole"), final_state(tmp_path / "stopped"))
+
+
+def test_a_run_outside_the_main_thread_trains_without_listening_to_signals(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run, Regression(), tmp_path / "thread").result() == 12
+    run(Regression(), tmp_path / "whole")
+    assert_same_state(final_state(tmp_path / "whole"), final_state(tmp_path / "thread"))
 
 
 def test_the_average_is_left_out_where_none_is_wanted(tmp_path):
