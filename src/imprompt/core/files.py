@@ -31,9 +31,9 @@ def atomic_write(path: str | Path) -> Generator[Path]:
         mode = temporary.stat().st_mode  # what the user's umask gives; some writers make private files
         yield temporary
         temporary.chmod(mode)
-        _flush_to_disk(temporary)
+        flush_to_disk(temporary)
         os.replace(temporary, path)
-        _flush_to_disk(path.parent)
+        flush_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -48,7 +48,7 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Wait until a file, or a folder's list of names, has reached the disk."""
     if path.is_dir() and os.name == "nt":  # Windows opens no folder, and needs none of this for a rename
         return

@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imprompt.core.errors import first_line
-from imprompt.core.files import sha256_file
+from imprompt.core.files import flush_to_disk, sha256_file
 from imprompt.training.errors import DiskFull
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
+MANIFEST, MODEL = "manifest.json", "model.safetensors"
 EXPORT = "export"
 """Folder of a checkpoint with what users take away."""
 
@@ -75,7 +75,7 @@ def save_checkpoint(
         _write(temporary, step, checkpoint, export)
         shutil.rmtree(target, ignore_errors=True)  # a damaged one
         temporary.rename(target)
-    _flush(folder)
+    flush_to_disk(folder)
     _prune(folder, keep, target)
     return target
 
@@ -93,9 +93,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def flaw(path: Path) -> str | None:
     """Why a checkpoint folder cannot be used; None where every file has the hash that the manifest gives."""
     try:
-        hashes = read_manifest(path)["sha256"]
-    except (OSError, ValueError, KeyError) as error:
+        hashes = dict(read_manifest(path)["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its {MANIFEST} cannot be read: {first_line(error)}"
+    if MODEL not in hashes:
+        return f"its {MANIFEST} names no {MODEL}"
     for name, value in hashes.items():
         if not (path / name).is_file():
             return f"{name} is missing"
@@ -127,7 +129,7 @@ def load_averaged_weights(folder: Path) -> dict[str, Tensor] | None:
     if path is None:
         return None
     average = path / "average.safetensors"
-    return load_file(average if average.exists() else path / "model.safetensors")
+    return load_file(average if average.exists() else path / MODEL)
 
 
 def _num_bytes(tensors: dict[str, Tensor]) -> int:
@@ -145,7 +147,7 @@ def _write(folder: Path, step: int, checkpoint: Checkpoint, export: Callable[[Pa
     manifest = {"step": step, "counters": checkpoint.counters, "record": checkpoint.record, "sha256": hashes}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (*folder.rglob("*"), folder):
-        _flush(path)
+        flush_to_disk(path)
 
 
 @contextmanager
@@ -197,11 +199,3 @@ def _remove_unfinished(folder: Path) -> None:
     """Drop what killed writers left; one run has one writer."""
     for path in folder.glob(".writing-*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -57,6 +57,11 @@ def test_an_intact_checkpoint_of_the_same_step_is_left_alone(tmp_path):
     [
         (lambda path: (path / "manifest.json").unlink(), "manifest.json cannot be read"),
         (lambda path: (path / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+        (lambda path: (path / "manifest.json").write_text("null"), "manifest.json cannot be read"),
+        (
+            lambda path: (path / "manifest.json").write_text('{"sha256": {}}'),
+            "manifest.json names no model",
+        ),
         (lambda path: (path / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda path: (path / "export" / "adapter").write_text("other"), "export/adapter is not the file"),
     ],
