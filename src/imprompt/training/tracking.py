@@ -56,11 +56,11 @@ def drop_lines_after(log: Path, step: int) -> None:
     """Take lines of steps that will be taken again, and a line that was cut short, off a log."""
     if not log.exists():
         return
-    lines = log.read_text().splitlines()
-    kept = [line for line in lines if _step_of(line) <= step]
-    if len(kept) < len(lines):
+    text = log.read_text(errors="replace")
+    kept = "".join(f"{line}\n" for line in text.splitlines() if _step_of(line) <= step)
+    if kept != text:
         with atomic_write(log) as path:
-            path.write_text("".join(f"{line}\n" for line in kept))
+            path.write_text(kept)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -27,6 +27,12 @@ def test_lines_of_steps_that_are_taken_again_are_dropped_and_so_is_half_a_line(t
     assert lines(tmp_path) == [{"step": 1}, {"step": 2}]
 
 
+def test_a_line_without_its_end_is_ended_before_the_next(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}')
+    Tracking(tmp_path, (), {}, step=2).log(3, {})
+    assert lines(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
 def test_tensorboard_gets_every_figure_at_its_step(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
