@@ -6,10 +6,13 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from imprompt.training.data.build import read_unit
+from imprompt.training.data.manifest import write_manifest
 from imprompt.training.data.sources import recognise
 from imprompt.training.data.sources.tarwalk import BLOCK, Damage, Member, walk
 from imprompt.training.data.table import Loss
@@ -207,3 +210,12 @@ def test_any_bytes_are_walked_to_the_end(tmp_path: Path) -> None:
         path.write_bytes(bytes(content[: chance.choice((len(content), chance.randrange(len(content))))]))
         for item in walk(path):
             assert isinstance(item, Damage) or item.offset + item.length <= len(content)
+
+
+def test_a_list_that_tells_sizes_no_picture_has_is_not_believed(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(content, "PNG")
+    tar_of(tmp_path / "00000.tar", {"a.png": content.getvalue()})
+    row = {"key": "a", "status": "success", "width": 2**40, "height": 6, "sha256": "0"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "00000.parquet")
+    assert write_manifest(tmp_path, tmp_path / "manifest.parquet").sizes.tolist() == [[6, 8]]

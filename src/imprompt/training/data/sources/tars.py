@@ -25,7 +25,7 @@ from imprompt.training.data.sources.records import (
 from imprompt.training.data.sources.tarwalk import Damage, Member, is_tar, walk
 from imprompt.training.data.table import Loss, Sample, read_table
 
-MAX_TEXT_BYTES = 2**20
+MAX_TEXT_BYTES, MAX_SIDE = 2**20, 2**20
 SUCCESS = "success"
 LISTED = ("key", "status", "width", "height", "sha256", "exif")
 TURNED = ("Rotated 90", "Mirrored horizontal then rotated", "Mirrored vertical then rotated")
@@ -136,7 +136,7 @@ def _name(shard: str, key: str) -> str:
 
 def _tells_size(row: dict[str, Any]) -> bool:
     """Whether a row spares opening its picture: it has size and hash, and no camera was held on its side."""
-    sized = all(isinstance(row.get(name), int) and row[name] > 0 for name in ("width", "height"))
+    sized = all(isinstance(row.get(name), int) and 0 < row[name] <= MAX_SIDE for name in ("width", "height"))
     turned = any(words in str(row.get("exif") or "") for words in TURNED)
     return sized and isinstance(row.get("sha256"), str) and not turned
 
