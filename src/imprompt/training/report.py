@@ -1,7 +1,7 @@
 """`report.html` of a run: curves, contact sheets and settings on one page that needs nothing but its folder."""
 
 import json
-import math
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from urllib.parse import quote
 from imprompt.core.errors import ImpromptError
 from imprompt.core.files import atomic_write
 from imprompt.core.svg import Curve, Number, curve_chart, number_text
-from imprompt.training.checkpointing import read_manifest
+from imprompt.training.checkpointing import MANIFEST
 from imprompt.training.data.quarantine import Quarantine
 from imprompt.training.report_page import SLIDER, STYLE
 from imprompt.training.tracking import LOG, flatten
@@ -26,6 +26,7 @@ QUARANTINE = "quarantine"
 
 LOSS, GAIN = "validation/loss", "validation/reference_gain"
 MOST_POINTS = 300
+MOST = 1e100
 _CLEAN, _NOISY = (158, 202, 255), (13, 42, 99)  # colours of the ends of the schedule
 
 Line = Mapping[str, Any]
@@ -88,12 +89,12 @@ def read_run(folder: Path, pending: Iterable[Line] = ()) -> RunRecord:
         )
     checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
     saved = _saved_record(folder, checkpoints)
-    config = _json_of(folder / CONFIG) or saved.get("config", {})
+    config = _json_of(folder / CONFIG) or _part(saved, "config")
     return RunRecord(
         name=folder.resolve().name,
         lines=tuple(sorted((*_log_lines(folder / LOG), *pending), key=lambda line: line["step"])),
         config=config,
-        environment=saved.get("environment", {}),
+        environment=_part(saved, "environment"),
         checkpoints=tuple(checkpoints),
         sheets=tuple(f"{SHEETS}/{path.name}" for path in sorted((folder / SHEETS).glob("step-*.png"))),
         notes=tuple(_notes(folder)),
@@ -174,8 +175,9 @@ def _validation_charts(lines: Sequence[Line]) -> list[str]:
 
 def _curves_by_bucket(lines: Sequence[Line], key: str) -> list[Curve]:
     """One curve a part of the schedule, from clean to noise; named in percents of it."""
-    names = {name for line in lines for name in line if name.startswith(f"{key}/") and not name.endswith("_error")}
-    parts = sorted((*map(int, name.rsplit("/", 1)[1].split("of")), name) for name in names)
+    names = {name for line in lines for name in line}
+    found = [match for name in names if (match := re.fullmatch(rf"{key}/([0-9]{{1,6}})of([0-9]{{1,6}})", name))]
+    parts = sorted((int(match[1]), int(match[2]), match[0]) for match in found if 0 < int(match[1]) <= int(match[2]))
     curves: list[Curve] = []
     for number, count, name in parts:
         places, values = _series(lines, name)
@@ -192,9 +194,9 @@ def _shade(place: float) -> str:
 
 def _summary(record: RunRecord) -> str:
     """The figures that one looks for first."""
-    steps = record.config.get("loop", {}).get("num_steps")
+    steps: Any = flatten(record.config).get("loop.num_steps")
     last = record.lines[-1]["step"] if record.lines else 0
-    facts = {"step": number_text(last) + (f" of {number_text(steps)}" if steps else "")}
+    facts = {"step": number_text(last) + (f" of {number_text(steps)}" if _is_number(steps) else "")}
     for key, label in (("loss", "training loss"), ("images_per_second", "images a second"), (LOSS, "validation loss")):
         values = _series(record.lines, key)[1]
         if values:
@@ -266,7 +268,8 @@ def _series(lines: Sequence[Line], key: str) -> tuple[list[Number], list[Number]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a chart can show it; nothing that a run measures is larger, and ranges of larger ones overflow."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -MOST <= value <= MOST
 
 
 def _mean(values: Sequence[Number]) -> float:
@@ -281,7 +284,7 @@ def _log_lines(path: Path) -> list[Line]:
             line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
+        if isinstance(line, dict) and isinstance(line.get("step"), int) and _is_number(line["step"]):
             lines.append(line)
     return lines
 
@@ -289,18 +292,25 @@ def _log_lines(path: Path) -> list[Line]:
 def _saved_record(folder: Path, checkpoints: Sequence[str]) -> dict[str, Any]:
     """What the newest checkpoint whose manifest can be read says of the run."""
     for name in reversed(checkpoints):
-        try:
-            return read_manifest(folder / "checkpoints" / name).get("record", {})
-        except (OSError, ValueError):
-            continue
+        record = _json_of(folder / "checkpoints" / name / MANIFEST).get("record")
+        if isinstance(record, dict):
+            return record
     return {}
 
 
-def _json_of(path: Path) -> dict[str, Any] | None:
+def _json_of(path: Path) -> dict[str, Any]:
+    """An object from a file; an empty one where there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a record; an empty one where it is anything else."""
+    part = record.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _notes(folder: Path) -> list[str]:

@@ -141,6 +141,24 @@ def test_a_line_cut_short_and_a_damaged_manifest_do_not_stop_a_report(run):
     assert record.environment == {"torch": "2.13"}
 
 
+@pytest.mark.parametrize(
+    "config", ["[1]", '{"loop": 3}', '{"loop": {"num_steps": "<b>"}}', '{"loop": {"num_steps": []}}']
+)
+@pytest.mark.parametrize(
+    "figures",
+    [{"validation/loss/abc": 1.0, "validation/loss/1of0": 1.0, "validation/loss/3of2": 1.0}, {"loss": 10**400}],
+)
+def test_the_folder_of_a_stranger_is_shown_as_far_as_it_makes_sense(tmp_path, config, figures):
+    (tmp_path / "config.json").write_text(config)
+    lines = (line(1, **figures), line(2, loss=1e308), line(3, loss=-1e308), line(4, loss=0.5), line(10**400, loss=1.0))
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in lines))
+    manifest = tmp_path / "checkpoints" / "step-00000004" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"record": {"config": 1, "environment": []}}')
+    page = Reader(write_report(tmp_path).read_text())
+    assert "Training loss" in page.text and "Validation loss by noise level" not in page.text
+
+
 def test_the_resolved_configuration_goes_before_the_checkpoints(run):
     (run / "config.json").write_text(json.dumps({"loop": {"num_steps": 50}}))
     assert "20 of 50" in Reader(write_report(run).read_text()).text
