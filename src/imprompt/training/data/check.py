@@ -12,11 +12,10 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from imprompt.core.errors import ImageError
 from imprompt.core.sheet import contact_sheet
 from imprompt.training.config import DataConfig
 from imprompt.training.data.buckets import Buckets, plan_buckets, upscaling
-from imprompt.training.data.looks import Look, near_duplicates
+from imprompt.training.data.looks import Look, near_duplicates, picture_or_none
 from imprompt.training.data.manifest import Manifest, ReferenceMode
 from imprompt.training.data.quarantine import read_losses
 from imprompt.training.data.table import REFERENCE
@@ -274,13 +273,8 @@ def _verdict(report: Report) -> str:
 
 def worst_sheet(manifest: Manifest, report: Report) -> Image.Image:
     """The worst samples of every finding, a row each; what cannot be read is grey."""
-    rows = [[_picture(manifest, number) for number in finding.samples[:SHEET_COLUMNS]] for finding in report.findings]
+    rows = [
+        [picture_or_none(manifest, number) for number in finding.samples[:SHEET_COLUMNS]] for finding in report.findings
+    ]
     labels = [f"{finding.name}: {len(finding.samples):,}" for finding in report.findings]
     return contact_sheet(rows or [[None]], row_labels=labels or ["nothing found"])
-
-
-def _picture(manifest: Manifest, number: int) -> Image.Image | None:
-    try:
-        return manifest.image(number)
-    except ImageError:
-        return None

@@ -3,10 +3,10 @@
 import torch
 from PIL import Image
 
-from imprompt.core.errors import ImageError
 from imprompt.core.sheet import contact_sheet
 from imprompt.training.config import DataConfig
 from imprompt.training.data.buckets import plan_buckets, view_of
+from imprompt.training.data.looks import picture_or_none
 from imprompt.training.data.manifest import Manifest
 from imprompt.training.data.references import choose
 from imprompt.training.order import generator_at
@@ -31,7 +31,7 @@ def gallery(manifest: Manifest, config: DataConfig, *, num: int, split: str, see
     references = choose(manifest, samples, config.references, config.num_references, draw) if len(samples) else samples
     buckets = plan_buckets(manifest.sizes, config)
     rows = [
-        [_crop(manifest, number, buckets.shape_of(number)), *(_picture(manifest, other) for other in others)]
+        [_crop(manifest, number, buckets.shape_of(number)), *(picture_or_none(manifest, other) for other in others)]
         for number, others in zip(samples.tolist(), references.tolist(), strict=True)
     ]
     labels = [_label(manifest, number) for number in samples.tolist()]
@@ -39,15 +39,8 @@ def gallery(manifest: Manifest, config: DataConfig, *, num: int, split: str, see
 
 
 def _crop(manifest: Manifest, number: int, bucket: tuple[int, int]) -> Image.Image | None:
-    picture = _picture(manifest, number)
+    picture = picture_or_none(manifest, number)
     return None if picture is None else Image.fromarray(view_of(picture, bucket)[0].permute(1, 2, 0).numpy())
-
-
-def _picture(manifest: Manifest, number: int) -> Image.Image | None:
-    try:
-        return manifest.image(number)
-    except ImageError:
-        return None
 
 
 def _label(manifest: Manifest, number: int) -> str:

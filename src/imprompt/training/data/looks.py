@@ -81,6 +81,14 @@ def look_at(manifest: Manifest, number: int) -> Look:
     return Look("", (image.height, image.width), outline, colours, embed, embed_error)
 
 
+def picture_or_none(manifest: Manifest, number: int) -> Image.Image | None:
+    """A picture to show; None where it cannot be read."""
+    try:
+        return manifest.image(number)
+    except ImageError:
+        return None
+
+
 def fingerprint(image: Image.Image) -> tuple[bytes, bytes]:
     """Outline and colours of a picture, nearly the same for its copies of another size or compression."""
     small = image.resize((9, 9), Image.Resampling.BOX)

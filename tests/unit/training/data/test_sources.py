@@ -317,3 +317,17 @@ def test_all_that_is_lost_has_a_place(tmp_path: Path) -> None:
     parts = [build.read_unit(unit) for unit in recognise(tmp_path).units(tmp_path, tmp_path)]
     losses = {loss.where for _, losses in parts for loss in losses}
     assert losses == {"a.png", *(f"metadata.jsonl, line {number}" for number in (2, 3, 4))}
+
+
+@pytest.mark.parametrize("files", [3, [], [1], [{"name": "a"}], [{"filename": 4}]])
+def test_a_saved_data_set_whose_list_is_damaged(files: object, tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": files}))
+    with pytest.raises(DataError, match=r"state.json' does not list the data set's files"):
+        recognise(tmp_path).units(tmp_path, tmp_path)
+
+
+def test_a_root_that_the_data_does_not_lie_in(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    tar_of(tmp_path / "data" / "0.tar", {"a.png": encoded(picture(0), "PNG")})
+    with pytest.raises(DataError, match="does not lie in the root"):
+        built(tmp_path / "data", tmp_path, root=tmp_path / "elsewhere")

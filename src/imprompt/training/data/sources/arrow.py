@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from imprompt.core.errors import first_line
 from imprompt.training.data.sources.parquet import picture_column, sample_of
-from imprompt.training.data.sources.records import KNOWN, SPLITS, Format, Unit, parse_json
+from imprompt.training.data.sources.records import KNOWN, SPLITS, Format, Unit, parse_json, place_of
 from imprompt.training.data.table import Loss, Sample
+from imprompt.training.errors import DataError
 
 STATE, SPLIT_LIST = "state.json", "dataset_dict.json"
 
@@ -39,10 +40,23 @@ def units(source: Path, root: Path) -> list[Unit]:
     """One part a file of a table."""
     parts: list[Unit] = []
     for folder, split in _datasets(source):
-        for entry in _json_of(folder / STATE).get("_data_files", []):
-            name = (folder / Path(str(entry["filename"])).name).relative_to(root).as_posix()
-            parts.append(Unit("arrow", root, (name, SPLITS.get(split, split))))
+        for file in _files_of(folder):
+            parts.append(Unit("arrow", root, (place_of(folder / file, root), SPLITS.get(split, split))))
     return parts
+
+
+def _files_of(folder: Path) -> list[str]:
+    """Names of a data set's files, which all lie in its folder.
+
+    Raises:
+        DataError: Its list of them is damaged.
+    """
+    entries = _json_of(folder / STATE).get("_data_files")
+    names = [entry.get("filename") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    known = [Path(name).name for name in names if isinstance(name, str)]
+    if not known or len(known) < len(entries or ()):
+        raise DataError(f"'{folder / STATE}' does not list the data set's files; write it again with save_to_disk.")
+    return known
 
 
 def read(unit: Unit) -> Iterator[Sample | Loss]:

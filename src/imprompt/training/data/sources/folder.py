@@ -127,11 +127,17 @@ def _records_of(metadata: Path, root: Path, prefix: str = "") -> Iterator[dict[s
             if not line.strip():
                 continue
             record = parse_json(line)
-            name = next((record[key] for key in FILE_NAME if key in record), None) if isinstance(record, dict) else None
-            if not isinstance(name, str):
+            name = picture_name(record)
+            if name is None:
                 yield {"unreadable": f"{prefix}{metadata.name}, line {number}"}
                 continue
             yield relative_names(record, name, root, prefix)
+
+
+def picture_name(record: Any) -> str | None:
+    """The file that a record names; None if it names none, or is no record."""
+    name = next((record[key] for key in FILE_NAME if key in record), None) if isinstance(record, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def relative_names(record: dict[str, Any], name: str, root: Path, prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@
 from pathlib import Path
 from typing import Any
 
-from imprompt.training.data.sources.folder import FILE_NAME, in_parts, merged, named, read, relative_names
+from imprompt.training.data.sources.folder import FILE_NAME, in_parts, merged, named, picture_name, read, relative_names
 from imprompt.training.data.sources.records import Format, Unit, head, parse_json
 
 
@@ -26,11 +26,9 @@ def units(source: Path, root: Path) -> list[Unit]:
     """Records of all pictures, some hundreds a part; they are read as those of a folder are."""
     records: list[dict[str, Any]] = []
     for number, record in enumerate(_records(source)):
-        name = next((record[key] for key in FILE_NAME if key in record), None) if isinstance(record, dict) else None
-        if isinstance(name, str):
-            records.append(relative_names(record, name, root))
-        else:
-            records.append({"unreadable": f"{source.name}, entry {number}"})
+        name = picture_name(record)
+        unreadable = {"unreadable": f"{source.name}, entry {number}"}
+        records.append(unreadable if name is None else relative_names(record, name, root))
     return in_parts("official", root, merged(records))
 
 

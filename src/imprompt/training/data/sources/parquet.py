@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from imprompt.core.errors import ImageError, first_line
 from imprompt.training.data.sources.folder import containers_of
-from imprompt.training.data.sources.records import KNOWN, Format, Unit, described, head, measured, name_of
+from imprompt.training.data.sources.records import KNOWN, Format, Unit, described, head, measured, name_of, place_of
 from imprompt.training.data.table import Loss, Sample
 
 PICTURE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp", "image_bytes", "bytes")
@@ -38,7 +38,7 @@ def picture_column(schema: pa.Schema) -> str | None:
 def units(source: Path, root: Path) -> list[Unit]:
     """One part a row group."""
     return [
-        Unit("parquet", root, (path.relative_to(root).as_posix(), group))
+        Unit("parquet", root, (place_of(path, root), group))
         for path in parquet_files(source)
         for group in range(pq.read_metadata(path).num_row_groups)
     ]

@@ -11,6 +11,7 @@ from typing import Any
 from imprompt.core.errors import ImageError
 from imprompt.core.images import upright_size
 from imprompt.training.data.table import Loss, Sample
+from imprompt.training.errors import DataError
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_PICTURE_BYTES = 256 * 2**20
@@ -133,6 +134,20 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def place_of(path: Path, root: Path) -> str:
+    """Where a file lies, relative to the root.
+
+    Raises:
+        DataError: It does not lie in it.
+    """
+    try:
+        return path.relative_to(root).as_posix()
+    except ValueError as error:
+        raise DataError(
+            f"'{path}' does not lie in the root '{root}'; give a root that all of the data lies in."
+        ) from error
 
 
 def relative_name(name: str, root: Path, prefix: str) -> str:

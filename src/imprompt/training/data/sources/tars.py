@@ -20,6 +20,7 @@ from imprompt.training.data.sources.records import (
     described,
     measured,
     parse_json,
+    place_of,
     read_picture,
 )
 from imprompt.training.data.sources.tarwalk import Damage, Member, is_tar, walk
@@ -51,7 +52,7 @@ def tars_of(source: Path) -> Iterator[Path]:
 
 def units(source: Path, root: Path) -> list[Unit]:
     """One part a tar."""
-    return [Unit("tars", root, path.relative_to(root).as_posix()) for path in tars_of(source)]
+    return [Unit("tars", root, place_of(path, root)) for path in tars_of(source)]
 
 
 def read(unit: Unit) -> Iterator[Sample | Loss]:
