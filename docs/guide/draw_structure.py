@@ -82,7 +82,7 @@ def together(controlnet: Any, t2i_adapter: Any) -> list[Image.Image]:
         lambda unet, args, kwargs: (args, {**kwargs, "down_intrablock_additional_residuals": list(maps)}),
         with_kwargs=True,
     )
-    return draw(pipe, image=EDGES)
+    return draw(pipe, image=EDGES, controlnet_conditioning_scale=1.5)
 
 
 def inpainting() -> list[Image.Image]:
