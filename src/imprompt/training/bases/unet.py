@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
@@ -26,6 +27,8 @@ class UNetBase(FrozenBase):
                 f"the base's UNet reads {channels} channels, its latents have {self.latent_channels}; training knows "
                 "text-to-image bases. Train on the base that this one was made of"
             )
+        if self.device.type in ("cpu", "cuda") and not config.shard:  # FSDP2 wants weights that lie in order
+            self.denoiser.to(memory_format=torch.channels_last)  # convolutions then read pixels as they lie in memory
 
     @property
     def reads_sizes(self) -> bool:
