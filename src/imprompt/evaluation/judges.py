@@ -11,24 +11,28 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imprompt.core.errors import FaceError
+from imprompt.core.files import sha256_file
 from imprompt.core.images import fit_square, load_image
 from imprompt.core.weights import resolve_folder
 from imprompt.encoders.base import ImageEncoder
 from imprompt.encoders.cache import CachedEncoder, FeatureCache
 from imprompt.encoders.face import FaceEncoder
 from imprompt.encoders.preprocess import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, Preprocessing, prepare_pixels
-from imprompt.encoders.vision import FILES, VisionEncoder, half_config
+from imprompt.encoders.text import TextEncoder
+from imprompt.encoders.vision import FILES, VisionEncoder
+from imprompt.evaluation import inception
 from imprompt.evaluation.errors import EvaluationError
 from imprompt.evaluation.mobilenet import JUDGE_SIZE, PACKAGE, feature_maps
+from imprompt.generation.pipelines import default_device
 
 ADDRESSES: dict[str, str] = {
     "clip": "openai/clip-vit-large-patch14",
     "dino": "facebook/dino-vits16",
     "dinov2": "facebook/dinov2-small",
 }
-"""What judges where the caller names no other; faces and CSD have no default, for their licences are the caller's."""
+"""What judges where the caller names no other; the others have no default, for no hub has them ready to read."""
 
-SLOTS = (*ADDRESSES, "face", "mobilenet")
+SLOTS = (*ADDRESSES, "csd", "face", "inception", "mobilenet")
 _BATCH = 32
 
 
@@ -58,7 +62,7 @@ class VisionJudge:
     """
 
     encoder: ImageEncoder
-    texts: "TextTower | None" = None
+    texts: TextEncoder | None = None
 
     def pooled(self, paths: Sequence[Path]) -> Tensor:
         """Pooled features: projected in CLIP, the normed class token in DINOv2."""
@@ -78,7 +82,8 @@ class VisionJudge:
             raise EvaluationError(
                 f"the judge {self.encoder.spec.name!r} reads no texts; give the folder of a whole CLIP"
             )
-        return self.texts.encode(texts)
+        parts = [list(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
+        return torch.cat([self.texts.encode(part).float().cpu() for part in parts])
 
     def describe(self) -> dict[str, Any]:
         """As `Judge.describe` says."""
@@ -86,35 +91,6 @@ class VisionJudge:
         preprocessing = getattr(inner, "preprocessing", None)
         said = asdict(preprocessing) if preprocessing is not None else None
         return {**asdict(self.encoder.spec), "preprocessing": said, "reads_texts": self.texts is not None}
-
-
-class TextTower:
-    """The text half of a CLIP, projected into the space it shares with pictures."""
-
-    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
-        """Take a `CLIPTextModelWithProjection` and its tokenizer as they stand."""
-        self.model: Any = model.eval()
-        self.tokenizer = tokenizer
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> "TextTower":
-        """Load the text half of a CLIP's folder; its vision half is left out."""
-        from transformers import AutoTokenizer, CLIPTextModelWithProjection
-
-        config = half_config(folder, CLIPTextModelWithProjection.config_class)
-        model = CLIPTextModelWithProjection.from_pretrained(folder, config=config, use_safetensors=True)
-        return cls(model, AutoTokenizer.from_pretrained(folder))
-
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """One vector a text; what exceeds the tower's length (77 tokens in CLIP) is cut."""
-        length = self.model.config.max_position_embeddings
-        made = []
-        for start in range(0, len(texts), _BATCH):
-            part = list(texts[start : start + _BATCH])
-            ids = self.tokenizer(part, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            made.append(self.model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).text_embeds)
-        return torch.cat(made).float()
 
 
 class DinoJudge:
@@ -138,7 +114,8 @@ class DinoJudge:
         """Load a `ViTModel`, without the pooling that DINO never trained."""
         from transformers import ViTModel
 
-        return cls(ViTModel.from_pretrained(folder, add_pooling_layer=False, use_safetensors=True), name)
+        model: Any = ViTModel.from_pretrained(folder, add_pooling_layer=False, use_safetensors=True)
+        return cls(model.to(default_device()), name)
 
     def pooled(self, paths: Sequence[Path]) -> Tensor:
         """The class token."""
@@ -159,7 +136,7 @@ class DinoJudge:
 
         def encode(images: list[Image.Image]) -> Tensor:
             pixels = torch.stack([prepare_pixels(image, preprocessing, "crop") for image in images])
-            return self.model(pixels).last_hidden_state
+            return self.model(pixels.to(self.model.device)).last_hidden_state
 
         return _in_batches(paths, encode)
 
@@ -184,6 +161,43 @@ class FaceJudge:
             return self.encoder.encode([load_image(path)], layer="face_embeds")[0].float().cpu()
         except FaceError:
             return None
+
+
+class InceptionJudge:
+    """The network of FID and KID as published; a whole picture is stretched to 299 x 299 as TensorFlow 1 did.
+
+    Features of a picture are kept, for several metrics and series ask for the same.
+    """
+
+    def __init__(self, model: nn.Module, name: str, fingerprint: str) -> None:
+        """Take a network of `inception.network` as it stands."""
+        self.model, self.name, self.fingerprint = model.eval(), name, fingerprint
+        self._known: dict[Path, Tensor] = {}
+
+    @classmethod
+    def from_file(cls, path: Path) -> "InceptionJudge":
+        """Load the published weights.
+
+        Raises:
+            CheckpointError: the file is missing or unsafe, or holds another network.
+        """
+        return cls(inception.load_network(path).to(default_device()), path.name, sha256_file(path))
+
+    def pooled(self, paths: Sequence[Path]) -> Tensor:
+        """The last feature map, averaged over positions: 2048 numbers."""
+        for path in dict.fromkeys(paths):
+            if path not in self._known:
+                self._known[path] = self._features(load_image(path))
+        return torch.stack([self._known[path] for path in paths])
+
+    def describe(self) -> dict[str, Any]:
+        """As `Judge.describe` says."""
+        resize = "bilinear to 299 x 299 as TensorFlow 1: corners on corners, no smoothing"
+        return {"name": self.name, "kind": "inception", "fingerprint": self.fingerprint, "preprocessing": resize}
+
+    def _features(self, image: Image.Image) -> Tensor:
+        pixels = torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)[None]
+        return inception.features(self.model, pixels.to(next(self.model.parameters()).device))[0].float().cpu()
 
 
 class MobileNetJudge:
@@ -218,29 +232,45 @@ def load_judges(given: Mapping[str, str], wanted: Sequence[str], cache_folder: P
         cache_folder: where features outlive the process.
 
     Raises:
-        EvaluationError: a slot is unknown, or one is wanted that has neither address nor default.
+        EvaluationError: as `check_judges`.
         DownloadError: one is neither here nor reachable.
+    """
+    check_judges(given, wanted)
+    return {slot: _load(slot, given.get(slot) or ADDRESSES.get(slot, ""), cache_folder) for slot in wanted}
+
+
+def check_judges(given: Mapping[str, str], wanted: Sequence[str]) -> None:
+    """Say what is wrong with the judges before hours of drawing rather than after them; nothing is loaded.
+
+    Raises:
+        EvaluationError: a slot is unknown, or one is wanted that has neither address nor default.
     """
     for slot in given:
         if slot not in SLOTS:
             raise EvaluationError(f"there is no judge {slot!r}; a judge is one of {', '.join(SLOTS)}")
-    return {slot: _load(slot, given.get(slot) or ADDRESSES.get(slot), cache_folder) for slot in wanted}
+    for slot in wanted:
+        if slot not in given and slot not in ADDRESSES and slot != "mobilenet":
+            place = "FILE" if slot == "inception" else "FOLDER"
+            raise EvaluationError(
+                f"a metric wants the judge {slot!r}, which has no default; give --judge {slot}={place}"
+            )
 
 
-def _load(slot: str, address: str | None, cache_folder: Path | None) -> Any:
+def _load(slot: str, address: str, cache_folder: Path | None) -> Any:
     if slot == "mobilenet":
         return MobileNetJudge()
-    if address is None:
-        raise EvaluationError(f"a metric wants the judge {slot!r}, which has no default; give --judge {slot}=FOLDER")
     if slot == "face":
         return FaceJudge(FaceEncoder.from_folder(address))
+    if slot == "inception":
+        return InceptionJudge.from_file(Path(address))
     patterns = (*FILES, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
     folder = resolve_folder(address, patterns=patterns)
     if slot == "dino":
         return DinoJudge.from_folder(folder, Path(address).name)
-    encoder = CachedEncoder(VisionEncoder.from_folder(folder), FeatureCache(folder=cache_folder))
+    device = default_device()
+    encoder = CachedEncoder(VisionEncoder.from_folder(folder, device=device), FeatureCache(folder=cache_folder))
     has_texts = slot == "clip" and any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
-    return VisionJudge(encoder, TextTower.from_folder(folder) if has_texts else None)
+    return VisionJudge(encoder, TextEncoder.from_folder(folder, device=device) if has_texts else None)
 
 
 def _in_batches(paths: Sequence[Path], encode: Any) -> Tensor:

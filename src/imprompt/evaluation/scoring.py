@@ -62,15 +62,15 @@ def score_set(metric: Metric, files: Sequence[Path], references: Sequence[Path],
         )
     judge = judges[metric.judge or ""]
     made, real = judge.pooled(list(files)), judge.pooled(list(references))
-    if metric.name == "frechet":
+    if metric.name in ("frechet", "fid"):
         return frechet_distance(made, real)
-    if metric.name == "kernel":
+    if metric.name in ("kernel", "kid"):
         return 1000 * kernel_distance(made, real, subset_size=min(1000, len(made), len(real)))[0]
     return cmmd(made, real)
 
 
 def _reference(metric: Metric, item: Item) -> Path:
-    if metric.name == "style" and item.case.style is not None:
+    if metric.name in ("style", "csd") and item.case.style is not None:
         return item.case.style
     return item.case.references[0]
 

@@ -38,11 +38,12 @@ def as_images(features: Tensor) -> Tensor:
     return features.reshape(-1, 3, 2, 2)
 
 
-def test_frechet_distance_is_that_of_torchmetrics() -> None:
+@pytest.mark.parametrize("sizes", [(60, 50), (60, 7), (5, 6)])  # fewer pictures than features as well
+def test_frechet_distance_is_that_of_torchmetrics(sizes: tuple[int, int]) -> None:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     oracle = FrechetInceptionDistance(feature=Pixels(), input_img_size=(3, 2, 2)).set_dtype(torch.float64)
-    first, second = (features.double() for features in sets())
+    first, second = (features.double() for features in sets(*sizes))
     oracle.update(as_images(first), real=True)
     oracle.update(as_images(second), real=False)
     expected = float(oracle.compute())

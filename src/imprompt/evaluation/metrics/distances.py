@@ -23,13 +23,10 @@ def frechet_distance(first: Float[Tensor, "rows width"], second: Float[Tensor, "
         EvaluationError: a set has fewer than two rows, or the widths differ.
     """
     _check(first, second, least=2)
-    mean1, covariance1 = _moments(first)
-    mean2, covariance2 = _moments(second)
-    # The eigenvalues of S1 S2 are those of the symmetric R S2 R with R R = S1, which cannot come out complex.
-    values, vectors = torch.linalg.eigh(covariance1)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ covariance2 @ root).clamp(min=0).sqrt().sum()
-    distance = (mean1 - mean2).square().sum() + covariance1.trace() + covariance2.trace() - 2 * cross
+    first, second = first.double(), second.double()
+    means = (first.mean(0) - second.mean(0)).square().sum()
+    one, other = _scaled(first), _scaled(second)
+    distance = means + one.square().sum() + other.square().sum() - 2 * _trace_of_root(one, other)
     return max(distance.item(), 0.0)
 
 
@@ -96,9 +93,19 @@ def _mean_gaussian(first: Tensor, second: Tensor) -> float:
     return sum(sums) / (len(first) * len(second))
 
 
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    double = features.double()
-    return double.mean(0), torch.cov(double.T).reshape(double.shape[1], double.shape[1])
+def _scaled(features: Tensor) -> Tensor:
+    """Rows `A` such that their covariance is `A^T A`."""
+    return (features - features.mean(0)) / (len(features) - 1) ** 0.5
+
+
+def _trace_of_root(first: Tensor, second: Tensor) -> Tensor:
+    """`tr((A^T A B^T B)^(1/2))`, the sum of the singular values of `A B^T`; by covariances where they are smaller."""
+    if min(len(first), len(second)) <= first.shape[1]:
+        return torch.linalg.svdvals(first @ second.T).sum()
+    # The eigenvalues of S1 S2 are those of the symmetric R S2 R with R R = S1, which cannot come out complex.
+    values, vectors = torch.linalg.eigh(first.T @ first)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return torch.linalg.eigvalsh(root @ (second.T @ second) @ root).clamp(min=0).sqrt().sum()
 
 
 def _subset(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:

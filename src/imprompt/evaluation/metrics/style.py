@@ -31,17 +31,6 @@ def style_similarity(
     return cosine(style_statistics(pictures), style_statistics(styles))
 
 
-def project_style(
-    features: Float[Tensor, "rows width"], head: Float[Tensor, "width style"]
-) -> Float[Tensor, "rows style"]:
-    """CSD's style descriptor: class tokens of its ViT-L through its `last_layer_style` matrix (arXiv 2404.01292).
-
-    The weights are the caller's; similarity is the cosine of two descriptors. Give the weights' hash with any value:
-    those that are public do not reproduce the paper, as its repository says.
-    """
-    return features.double() @ head.double()
-
-
 def _instance_normalised(features: Tensor) -> Tensor:
     double = features.double()
     centred = double - double.mean(1, keepdim=True)
