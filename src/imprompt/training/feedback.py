@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from imprompt.adapter.adapter import Adapter
 from imprompt.core.errors import ImpromptError, first_line
 from imprompt.core.files import atomic_write
 from imprompt.training.distributed import Processes
-from imprompt.training.report import GAIN, LOSS, SHEETS, write_report
+from imprompt.training.report import GAIN, LOSS, REPORT, SHEETS, write_report
 from imprompt.training.sheets import SheetPainter
 from imprompt.training.validation import Estimate, ValidationPlan, ValidationResult, ValidationTask, validate
 
@@ -66,7 +67,8 @@ class Feedback:
             Figures for the log.
 
         Raises:
-            ImpromptError: A validation batch cannot be made. A sheet that cannot be drawn is noted and stops nothing.
+            ImpromptError: A validation batch cannot be made. A sheet that cannot be drawn, or anything that cannot be
+                written, is noted and stops nothing.
         """
         figures: Mapping[str, float] = {}
         if self.plan is not None and _is_due(step, self.validate_every):
@@ -76,7 +78,7 @@ class Feedback:
             draw = partial(self._draw, self.painter, step)
             _ = draw() if self.draws_everywhere else self.processes.on_main(draw)
         if figures or is_drawn or _is_due(step, self.report_every):
-            self.processes.on_main(lambda: write_report(self.folder, [{"step": step, **figures}]))
+            self.processes.on_main(partial(self._report, step, figures))
         return figures
 
     def _draw(self, painter: SheetPainter, step: int) -> None:
@@ -91,9 +93,23 @@ class Feedback:
         self._write(path, lambda part: sheet.save(part, format="PNG"))
 
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
-        if self.processes.is_main:
-            with atomic_write(path) as part:
-                write(part)
+        if not self.processes.is_main:
+            return
+        with _noting(path), atomic_write(path) as part:
+            write(part)
+
+    def _report(self, step: int, figures: Mapping[str, float]) -> None:
+        with _noting(self.folder / REPORT):
+            write_report(self.folder, [{"step": step, **figures}])
+
+
+@contextmanager
+def _noting(path: Path) -> Iterator[None]:
+    """Note that a file cannot be written; of a full disk, it is for the next checkpoint to stop the run."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("'%s' cannot be written: %s", path, first_line(error))
 
 
 def named_figures(result: ValidationResult, num_buckets: int) -> dict[str, float]:

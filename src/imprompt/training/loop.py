@@ -32,7 +32,7 @@ from imprompt.training.order import generator_at
 from imprompt.training.schedule import learning_rate_factor
 from imprompt.training.stopping import StopRequests, stop_requests
 from imprompt.training.task import Exports, Task
-from imprompt.training.tracking import Tracking
+from imprompt.training.tracking import Tracking, flatten
 
 logger = logging.getLogger(__name__)
 
@@ -295,6 +295,9 @@ class Trainer:
             self._scaler.load_state_dict({name: value.item() for name, value in checkpoint.tensors["scaler"].items()})
         self.step = checkpoint.counters["step"]
         logger.info("resumed %s at step %d", self.loop.output.name, self.step)
+        changes = changed_settings(checkpoint.record.get("config", {}), self._record()["config"])
+        if changes and self.processes.is_main:
+            logger.warning("settings are not those before step %d: %s", self.step, "; ".join(changes))
 
     @contextmanager
     def _tracking(self) -> Iterator[Tracking | None]:
@@ -355,6 +358,14 @@ def check_same_sequence(folder: Path, saved: Mapping[str, Any], present: Mapping
                 f"the run in '{folder}' has {name} {value}, and now {name} {present.get(name)} is asked for, which "
                 "would make it another run; keep what it has, or give another output folder"
             )
+
+
+def changed_settings(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Settings that a run goes on under and did not begin with, in words; new ones are not told."""
+    before, now = flatten(saved), flatten(present)
+    return [
+        f"{name} was {before[name]}, is {now[name]}" for name in now if name in before and before[name] != now[name]
+    ]
 
 
 def environment(processes: Processes) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imprompt.core.errors import ImpromptError
+from imprompt.core.errors import ImpromptError, first_line
 from imprompt.core.files import atomic_write
 
 LOG = "log.jsonl"
@@ -39,10 +39,20 @@ class Tracking:
                 tracker.store_init_configuration(flatten(config))
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Append a line; figures that are no finite numbers are null there."""
+        """Append a line; figures that are no finite numbers are null there.
+
+        Raises:
+            ImpromptError: The log cannot be written, as on a full disk.
+        """
         line = {"step": step, **figures}
-        with self._log.open("a") as stream:
-            stream.write(json.dumps({name: _as_json(value) for name, value in line.items()}) + "\n")
+        try:
+            with self._log.open("a") as stream:
+                stream.write(json.dumps({name: _as_json(value) for name, value in line.items()}) + "\n")
+        except OSError as error:
+            raise ImpromptError(
+                f"'{self._log}' cannot be written ({first_line(error)}); see to it and run again, which goes on from "
+                "the newest checkpoint"
+            ) from error
         for tracker in self._trackers:
             tracker.log(dict(figures), step=step)
 

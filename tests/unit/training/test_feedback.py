@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 
@@ -91,6 +92,18 @@ def test_a_sheet_that_cannot_be_drawn_is_told_and_stops_nothing(make, caplog, tm
     reason = str(error).splitlines()[0]
     assert reason in caplog.text
     assert f"no contact sheet of step 5: {reason}" in (tmp_path / "report.html").read_text()
+
+
+def test_a_disk_without_room_for_the_report_does_not_stop_the_run(make, measured, caplog, tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("imprompt.training.report.atomic_write", full)
+    monkeypatch.setattr("imprompt.training.feedback.atomic_write", full)
+    feedback = make(painter=Painter(), validate_every=5, sheet_every=5)
+    assert feedback.after(5)["validation/loss"] == pytest.approx(0.2)
+    for name in ("step-00000005.png", "report.html"):
+        assert f"{name}' cannot be written: [Errno 28] No space left on device" in caplog.text
 
 
 def test_figures_are_named_by_their_part_of_the_schedule():

@@ -114,9 +114,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_reason_told(tmp_path, caplo
     assert_same_state(final_state(tmp_path / "whole"), final_state(tmp_path / "run"))
 
 
-def test_a_run_can_be_made_longer(tmp_path):
+def test_a_run_can_be_made_longer(tmp_path, caplog):
     run(Regression(), tmp_path / "run", num_steps=7)
     assert run(Regression(), tmp_path / "run", num_steps=12) == 12
+    assert "settings are not those before step 7: loop.num_steps was 7, is 12" in caplog.text
     run(Regression(), tmp_path / "whole")
     assert_same_state(final_state(tmp_path / "whole"), final_state(tmp_path / "run"))
 

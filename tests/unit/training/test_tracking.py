@@ -33,6 +33,13 @@ def test_a_line_without_its_end_is_ended_before_the_next(tmp_path):
     assert lines(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3}]
 
 
+def test_a_log_that_cannot_be_written_is_told_in_a_sentence(tmp_path):
+    tracking = Tracking(tmp_path / "run", (), {}, step=0)
+    (tmp_path / "run" / "log.jsonl").mkdir()
+    with pytest.raises(ImpromptError, match="log.jsonl' cannot be written .*goes on from the newest checkpoint"):
+        tracking.log(1, {})
+
+
 def test_tensorboard_gets_every_figure_at_its_step(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
