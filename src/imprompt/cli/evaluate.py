@@ -8,6 +8,7 @@ import typer
 
 from imprompt.cli.generate import NAMES, attach_adapter, load_base, plain_words
 from imprompt.cli.progress import busy, progress_bar
+from imprompt.cli.split import split_of
 from imprompt.core.errors import PromptError
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
     encoder: Annotated[str | None, typer.Option(help="As in generate.")] = None,
     faces: Annotated[str | None, typer.Option(help="As in generate.")] = None,
     judge: Annotated[
-        list[str] | None, typer.Option(help="Network that judges, SLOT=FOLDER: clip, dino, dinov2, face; repeatable.")
+        list[str] | None,
+        typer.Option(help="Network that judges, SLOT=FOLDER: clip, dino, dinov2, csd, face, inception."),
     ] = None,
     metrics: Annotated[str | None, typer.Option(help="What to measure, separated by commas.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A text of every subject; repeatable.")] = None,
@@ -66,10 +68,11 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
         guidance_scale=guidance_scale,
         prompts=tuple(prompt) if prompt else None,
     )
-    judges, least = _pairs(judge, "--judge"), _pairs(fail_under, "--fail-under")
+    judges, least = _pairs(judge, "--judge"), _bounds(fail_under)
+    _check_judges(chosen, judges)
     missing, models = _draw(
         chosen, source, output, {"base": base, "adapter": adapter, "encoder": encoder, "faces": faces},
-        share=_share(split), limit=limit, batch_size=batch_size,
+        share=split_of(split), limit=limit, batch_size=batch_size,
     )  # fmt: skip
     if missing:
         typer.echo(f"{missing} pictures belong to other shares; run again without --split when all are drawn")
@@ -141,12 +144,12 @@ def _lines(results: "Results") -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
-def _is_enough(results: "Results", least: dict[str, str]) -> bool:
+def _is_enough(results: "Results", least: dict[str, float]) -> bool:
     from imprompt.evaluation.metrics.table import metrics_named
 
     enough = True
     for metric in metrics_named(tuple(least)):
-        bound = _number(least[metric.name], "--fail-under")
+        bound = least[metric.name]
         for series in (series for series in results.series() if series[0] == "adapter"):
             interval = results.interval(metric.name, series)
             if interval is None or interval.mean < bound:
@@ -156,19 +159,25 @@ def _is_enough(results: "Results", least: dict[str, str]) -> bool:
     return enough
 
 
-def _share(split: str | None) -> tuple[int, int]:
-    """Number of this process, from 0, and how many there are."""
-    import os
+def _check_judges(protocol: "Protocol", judges: dict[str, str]) -> None:
+    """What is wrong with the judges is told before anything is drawn."""
+    from imprompt.evaluation.judges import check_judges
+    from imprompt.evaluation.metrics.table import metrics_named
+    from imprompt.evaluation.runner import slots_of
 
-    if split is None:
-        for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-            if rank in os.environ and size in os.environ:
-                return int(os.environ[rank]), int(os.environ[size])
-        return 0, 1
-    number, _, of = split.partition("/")
-    if not (number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
-        raise PromptError(f"--split is {split!r}; expected a share such as 1/4")
-    return int(number) - 1, int(of)
+    check_judges(judges, slots_of(metrics_named(protocol.metrics)))
+
+
+def _bounds(given: list[str] | None) -> dict[str, float]:
+    from imprompt.evaluation.metrics.table import metrics_named
+
+    bounds = {name: _number(text, "--fail-under") for name, text in _pairs(given, "--fail-under").items()}
+    for metric in metrics_named(tuple(bounds)):
+        if metric.kind == "set" or not metric.higher_is_better:
+            raise PromptError(
+                f"--fail-under {metric.name}: it wants a metric that has a mean and of which higher is better"
+            )
+    return bounds
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imprompt.core.errors import PromptError
+from imprompt.cli.split import split_of
 
 if TYPE_CHECKING:
     from imprompt.training.features.compute import Computed
@@ -52,14 +52,14 @@ def features(  # noqa: PLR0913  (a command's options are its parameters)
     """
     from imprompt.cli.progress import progress_bar, quiet_libraries
     from imprompt.recipes import config_named
-    from imprompt.training.features.compute import compute_features, split_from_environment
+    from imprompt.training.features.compute import compute_features
     from imprompt.training.features.work import ComputeOptions
     from imprompt.training.overrides import override
     from imprompt.training.stores import feature_root, jobs_of, manifest_of
 
     quiet_libraries()
     config = override(config_named(recipe), settings or ())
-    part = split_from_environment() if split is None else parse_split(split)
+    part = split_of(split)
     options = ComputeOptions(
         batch_size=batch_size,
         num_threads=threads,
@@ -90,18 +90,6 @@ def features(  # noqa: PLR0913  (a command's options are its parameters)
 
 
 features.__doc__ = f"{features.__doc__}\n{EXAMPLES}"
-
-
-def parse_split(text: str) -> tuple[int, int]:
-    """Read "2/8", the second of eight parts, as the numbers 1, from 0, and 8.
-
-    Raises:
-        PromptError: It is no such part.
-    """
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise PromptError(f"--split wants a part and how many there are, as 2/8; got {text!r}")
-    return int(number) - 1, int(count)
 
 
 def summary(kind: str, computed: "Computed") -> str:

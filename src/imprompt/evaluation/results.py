@@ -213,6 +213,18 @@ def _told(file: Path, root: Path) -> str:
     return str(file.relative_to(root)) if file.is_relative_to(root) else file.name
 
 
+def _check_same_prompts(first: Results, second: Results) -> None:
+    """A prompt's name is its number among a subject's; pairs are pairs only where it says the same."""
+    asked = {row.place[:2]: (row.prompt, row.reference) for row in first.rows}
+    for row in second.rows:
+        other = asked.get(row.place[:2], (row.prompt, row.reference))
+        if other != (row.prompt, row.reference):
+            raise EvaluationError(
+                f"{row.subject} {row.prompt_name} is {other[0]!r} with {other[1]!r} in the first and {row.prompt!r} "
+                f"with {row.reference!r} in the second; evaluate both with the same prompts and references"
+            )
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A metric in two results.
@@ -244,6 +256,7 @@ def compare(first: Results, second: Results) -> list[Comparison]:
                 f"the judge {slot!r} is not the same network with the same preprocessing in both "
                 f"({first.judges[slot].get('name')!r}, {second.judges[slot].get('name')!r}); evaluate both with one"
             )
+    _check_same_prompts(first, second)
     found = []
     for metric in (name for name, row in METRICS.items() if row.kind != "set"):
         for series in (series for series in first.series() if series in second.series()):

@@ -108,6 +108,12 @@ def test_compare_tells_what_is_real(evaluate, run, tmp_path):
     said = {tuple(line.split()[:2]): line for line in out.splitlines()}
     assert said["CLIP-I", "adapter"].endswith("better") and "+0.1000" in said["CLIP-I", "adapter"]
     assert said["CLIP-T", "adapter"].endswith("no real difference")
+    asked = content["rows"][0]["prompt"]
+    content["rows"][0]["prompt"] = "something else"
+    file.write_text(json.dumps(content))
+    code, _, err = run("compare", "before", "after")
+    assert code == 1 and "with the same prompts" in err
+    content["rows"][0]["prompt"] = asked
     content["judges"]["clip"]["fingerprint"] = "another"
     file.write_text(json.dumps(content))
     code, _, err = run("compare", "before", "after")
@@ -121,14 +127,19 @@ def test_compare_tells_what_is_real(evaluate, run, tmp_path):
     [
         (("--metrics", "clip-i"), "did you mean 'clip_i'"),
         (("--judge", "clip"), "expected NAME=VALUE"),
-        (("--split", "3/2"), "a share such as 1/4"),
+        (("--split", "3/2"), "as 2/8"),
         (("--scales", "much"), "expected a number"),
         (("--num-seeds", "0"), "expected 1 or more"),
+        (("--metrics", "face"), "--judge face=FOLDER"),
+        (("--judge", "clipp=x"), "no judge 'clipp'"),
+        (("--fail-under", "clip_i=much"), "expected a number"),
+        (("--fail-under", "near_copies=0.5"), "higher is better"),
     ],
 )
-def test_wrong_options_are_told_in_a_sentence(evaluate, options, words):
+def test_wrong_options_are_told_in_a_sentence(evaluate, tmp_path, options, words):
     code, _, err = evaluate(*options)
     assert code == 1 and words in err
+    assert not (tmp_path / "evaluation").exists()  # told before anything is drawn
 
 
 def test_a_mean_below_the_bound_fails(evaluate):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from imprompt.cli.features import parse_split
+from imprompt.cli.split import parse_split
 from imprompt.core.errors import PromptError
 from imprompt.recipes import config_named
 from imprompt.training.overrides import override

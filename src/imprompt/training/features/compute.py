@@ -1,8 +1,7 @@
 """Features of a data set, computed once: what is done is kept, what is missing is computed, whoever was killed when."""
 
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +18,6 @@ from imprompt.training.features.work import (
     bounds,
     missing_shards,
     valid_record,
-)
-
-# A process's number among all and how many there are, as launchers tell them: torchrun, srun, arrays of sbatch.
-_LAUNCHERS = (
-    ("RANK", "WORLD_SIZE", ""),
-    ("SLURM_PROCID", "SLURM_NTASKS", ""),
-    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
 )
 
 OnProgress = Callable[[int, int], None]
@@ -92,19 +84,6 @@ def compute_features(
     compute = on_ray if engine == "ray" else in_this_process if processes == 1 else in_processes(processes)
     compute(work, missing, _counter(work, own, missing, on_progress))
     return _told(work, len(missing), adopted)
-
-
-def split_from_environment(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
-    """Which part of the work this process takes, as torchrun or SLURM tell it; all of it if nobody does.
-
-    Args:
-        environment: Variables; the process's own by default.
-    """
-    variables = os.environ if environment is None else environment
-    for number, count, first in _LAUNCHERS:
-        if int(variables.get(count) or 1) > 1 and number in variables:
-            return int(variables[number]) - int(variables.get(first) or 0), int(variables[count])
-    return 0, 1
 
 
 def _counter(work: Work, own: range, missing: list[int], on_progress: OnProgress) -> Callable[[int], None]:

@@ -17,7 +17,7 @@ import torch
 from imprompt.core.errors import ImpromptError
 from imprompt.training.config import DataConfig
 from imprompt.training.data.manifest import Manifest, write_manifest
-from imprompt.training.features.compute import Computed, compute_features, split_from_environment
+from imprompt.training.features.compute import Computed, compute_features
 from imprompt.training.features.engines import device_of
 from imprompt.training.features.jobs import plan_store
 from imprompt.training.features.latents import LatentsJob
@@ -274,14 +274,6 @@ def test_captions_are_nothing_to_latents(manifest: Manifest, job: LatentsJob, pi
     other = write_manifest(tmp_path, tmp_path / "manifest.parquet")
     assert plan_store(other, job).fingerprint == plan_store(manifest, job).fingerprint
     assert plan_store(manifest, job, 5).fingerprint == plan_store(manifest, job, 100).fingerprint
-
-
-def test_launchers_say_which_part_a_process_takes() -> None:
-    assert split_from_environment({}) == (0, 1)
-    assert split_from_environment({"RANK": "3", "WORLD_SIZE": "8"}) == (3, 8)
-    assert split_from_environment({"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "WORLD_SIZE": "1"}) == (1, 4)
-    array = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "5"}
-    assert split_from_environment(array) == (2, 3)
 
 
 def test_processes_take_turns_at_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
