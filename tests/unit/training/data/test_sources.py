@@ -331,3 +331,19 @@ def test_a_root_that_the_data_does_not_lie_in(tmp_path: Path) -> None:
     tar_of(tmp_path / "data" / "0.tar", {"a.png": encoded(picture(0), "PNG")})
     with pytest.raises(DataError, match="does not lie in the root"):
         built(tmp_path / "data", tmp_path, root=tmp_path / "elsewhere")
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open", "shut"):
+        (tmp_path / name).mkdir()
+        picture(0).save(tmp_path / name / "a.png")
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"shut' cannot be read \(Permission denied\)"):
+        built(tmp_path, tmp_path)

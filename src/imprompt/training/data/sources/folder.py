@@ -20,6 +20,7 @@ from imprompt.training.data.sources.records import (
     relative_name,
 )
 from imprompt.training.data.table import REFERENCE, Loss, Sample
+from imprompt.training.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".md", ".npy", ".pt", ".bin", ".safetensors")
 METADATA = "metadata.jsonl"
@@ -37,9 +38,13 @@ def recognises(source: Path) -> bool:
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, str]]:
-    """All files below a folder in the order of their names: folder relative to it ("" or "a/b/"), and name."""
+    """All files below a folder in the order of their names: folder relative to it ("" or "a/b/"), and name.
+
+    Raises:
+        DataError: A folder cannot be read; what is in it would be lost without a word.
+    """
     seen: set[tuple[int, int]] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         state = os.stat(place)
         if (state.st_dev, state.st_ino) in seen:  # a link to a folder that it lies in, or to one that was read
             folders.clear()
@@ -49,6 +54,12 @@ def files_of(folder: Path) -> Iterator[tuple[str, str]]:
         relative = Path(place).relative_to(folder).as_posix()
         prefix = "" if relative == "." else f"{relative}/"
         yield from ((prefix, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(
+        f"the folder '{error.filename}' cannot be read ({error.strerror}); let it be read, or take it away"
+    ) from error
 
 
 def containers_of(source: Path) -> Iterator[Path]:
