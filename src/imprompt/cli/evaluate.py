@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
-    protocol: Annotated[str, typer.Argument(help="coco, dreambench, style, sweep, or folder.")],
+    protocol: Annotated[str, typer.Argument(help="coco, dreambench, dreambench-plus, style, sweep, or folder.")],
     source: Annotated[Path, typer.Argument(help="Folder of references, in the protocol's layout.")],
     base: Annotated[str | None, typer.Option(help="As in generate.")] = None,
     adapter: Annotated[str | None, typer.Option(help="As in generate.")] = None,

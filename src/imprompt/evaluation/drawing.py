@@ -87,10 +87,10 @@ def draw(
 
 
 def request_of(item: Item, protocol: Protocol) -> Request:
-    """What is asked for; the text alone is told the caption where the prompt is empty."""
+    """What is asked for."""
     prompts = [ImagePrompt(path, weight=item.scale) for path in item.case.references] if item.arm == "adapter" else []
     return Request(
-        prompt=item.case.prompt or (item.case.caption if item.arm == "text" else ""),
+        prompt=item.prompt,
         negative_prompt=protocol.negative_prompt,
         image_prompts=prompts,
         steps=protocol.steps,

@@ -54,11 +54,16 @@ class Item:
         return (self.case.subject, self.case.prompt_name, self.seed)
 
     @property
+    def prompt(self) -> str:
+        """What the model is told; the text alone is told the caption where the prompt is empty."""
+        return self.case.prompt or (self.case.caption if self.arm == "text" else "")
+
+    @property
     def key(self) -> str:
         """Its file's name: readable, and unique by a hash of everything that it depends on."""
         case = self.case
         words = f"{case.subject}-{case.prompt_name}-{self.arm}-{self.scale:g}-{self.seed}"
-        everything = repr((*self.place, self.arm, self.scale, case.prompt, [path.name for path in case.references]))
+        everything = repr((*self.place, self.arm, self.scale, self.prompt, [path.name for path in case.references]))
         return f"{re.sub(r'[^A-Za-z0-9.-]+', '_', words)[:80]}-{hashlib.sha256(everything.encode()).hexdigest()[:8]}"
 
 

@@ -91,12 +91,40 @@ def read_coco(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
     return cases
 
 
+def read_dreambench_plus(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
+    """DreamBench++'s own folders: `src_image/ID/I_J.jpg` with `text/ID/I_J.txt`; of each prompt I the first J.
+
+    Raises:
+        EvaluationError: a part is missing.
+    """
+    if prompts:
+        raise EvaluationError("DreamBench++ brings its own prompts, in text/; leave --prompt out, or take dreambench")
+    cases = []
+    for subject in sorted(path for path in _existing(folder / "text").iterdir() if path.is_dir()):
+        first: dict[str, Path] = {}
+        for file in sorted(subject.glob("*_*.txt")):
+            first.setdefault(file.stem.partition("_")[0], file)
+        images = {path.stem: path for path in pictures_in(folder / "src_image" / subject.name)}
+        for number, file in first.items():
+            if file.stem not in images:
+                raise EvaluationError(f"'{file}' has no picture of its name in src_image/{subject.name}")
+            text = _text(file).strip()
+            reference = (images[file.stem],)
+            cases.append(
+                Case(subject=subject.name, prompt_name=f"p{number}", references=reference, prompt=text, caption=text)
+            )
+    if not cases:
+        raise EvaluationError(f"'{folder}/text' holds no ID/I_J.txt; this layout wants a text for each picture")
+    return cases
+
+
 Reader = Callable[[Path, tuple[str, ...]], list[Case]]
 LAYOUTS: dict[str, Reader] = {
     "folder": read_folder,
     "subjects": read_subjects,
     "style-content": read_style_content,
     "coco": read_coco,
+    "dreambench-plus": read_dreambench_plus,
 }
 
 

@@ -80,6 +80,18 @@ PROTOCOLS = {
             ),
         ),
         Protocol(
+            name="dreambench-plus",
+            title="DreamBench++ (arXiv 2406.16855): its pictures and prompts, one seed each; no language model judges",
+            layout="dreambench-plus",
+            metrics=("clip_i", "clip_t", "dino", "dinov2", "near_copies"),
+            num_seeds=1,
+            scales=(0.6,),
+            steps=100,
+            scheduler=None,
+            seed=42,
+            negative_prompt="deformed, ugly, wrong proportion, low res, bad anatomy, worst quality, low quality",
+        ),
+        Protocol(
             name="style",
             title="Style of one picture, subject of a text: kept and obeyed",
             layout="style-content",

@@ -5,6 +5,7 @@ import html
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import shorten
 
 from PIL import Image
 
@@ -27,7 +28,7 @@ _STYLE = (
 
 
 def write_report(results: Results, references: dict[tuple[str, str], Path], folder: Path) -> Path:
-    """Write the report beside the pictures.
+    """Write the report beside the pictures, and its summary as `results.md`.
 
     Args:
         results: what was measured.
@@ -49,7 +50,14 @@ def write_report(results: Results, references: dict[tuple[str, str], Path], fold
     file = folder / "report.html"
     with atomic_write(file) as path:
         path.write_text(page + "\n".join(parts), encoding="utf-8")
+    with atomic_write(folder / "results.md") as path:
+        path.write_text(_markdown(summary_table(results)), encoding="utf-8")
     return file
+
+
+def _markdown(cells: Sequence[Sequence[str]]) -> str:
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
 
 
 def summary_table(results: Results) -> list[list[str]]:
@@ -118,7 +126,7 @@ def _sheets(results: Results, references: dict[tuple[str, str], Path], folder: P
 def _pairs(rows: Sequence[Row], name: str, references: dict[tuple[str, str], Path], folder: Path) -> Image.Image:
     above = [load_image(references[row.subject, row.prompt_name]) for row in rows]
     below = [load_image(folder / row.file) for row in rows]
-    labels = [f"{row.values[name]:.3f} {row.prompt[:40]}" for row in rows]
+    labels = [f"{row.values[name]:.3f} {shorten(row.prompt, 40, placeholder=' …')}" for row in rows]
     return contact_sheet([above, below], labels, ["reference", "made"], cell=128)
 
 

@@ -160,7 +160,7 @@ def measure(
             scale=item.scale,
             file=_told(file, root),
             reference=item.case.references[0].name,
-            prompt=item.case.prompt,
+            prompt=item.prompt,
             values={name: values[index] for name, values in columns.items()},
         )
         for index, (item, file) in enumerate(zip(items, pictures, strict=True))
@@ -215,9 +215,9 @@ def _told(file: Path, root: Path) -> str:
 
 def _check_same_prompts(first: Results, second: Results) -> None:
     """A prompt's name is its number among a subject's; pairs are pairs only where it says the same."""
-    asked = {row.place[:2]: (row.prompt, row.reference) for row in first.rows}
+    asked = {(row.arm, *row.place[:2]): (row.prompt, row.reference) for row in first.rows}
     for row in second.rows:
-        other = asked.get(row.place[:2], (row.prompt, row.reference))
+        other = asked.get((row.arm, *row.place[:2]), (row.prompt, row.reference))
         if other != (row.prompt, row.reference):
             raise EvaluationError(
                 f"{row.subject} {row.prompt_name} is {other[0]!r} with {other[1]!r} in the first and {row.prompt!r} "

@@ -49,6 +49,8 @@ def test_a_folder_is_drawn_measured_and_shown(evaluate, tmp_path):
     assert adapter is not None and (adapter.num_values, adapter.num_groups) == (4, 2)
     assert {row["metric"] for row in results.groups} == {"diversity"}
     assert [row["num_pictures"] for row in results.sets] == [4, 4, 4]
+    table = (tmp_path / "run" / "results.md").read_text().splitlines()
+    assert len(table) == 2 + 4 and {line.count("|") for line in table} == {5 + 2}
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and "Over the weight" in page and "http" not in page
 

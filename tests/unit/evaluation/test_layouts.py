@@ -8,7 +8,13 @@ from PIL import Image
 
 from imprompt.evaluation.errors import EvaluationError
 from imprompt.evaluation.items import items_of, share_of
-from imprompt.evaluation.layouts import read_coco, read_folder, read_style_content, read_subjects
+from imprompt.evaluation.layouts import (
+    read_coco,
+    read_dreambench_plus,
+    read_folder,
+    read_style_content,
+    read_subjects,
+)
 from imprompt.evaluation.metrics.table import metrics_named
 from imprompt.evaluation.protocols import PROTOCOLS, protocol_named
 
@@ -36,6 +42,21 @@ def test_subjects_name_themselves_in_prompts(tmp_path: Path) -> None:
     picture(tmp_path / "grey_sloth" / "1.png"), picture(tmp_path / "grey_sloth" / "0.png")
     (case,) = read_subjects(tmp_path, ("a {subject} in snow",))
     assert (case.prompt, case.references[0].name) == ("a grey sloth in snow", "0.png")
+
+
+def test_dreambench_plus_pairs_texts_with_pictures_of_their_name(tmp_path: Path) -> None:
+    for name, words in {"0_0": "a cat in snow", "0_1": "a cat in snow", "1_0": "a cat as a statue"}.items():
+        picture(tmp_path / "src_image" / "live_00" / f"{name}.jpg")
+        text = tmp_path / "text" / "live_00" / f"{name}.txt"
+        text.parent.mkdir(parents=True, exist_ok=True)
+        text.write_text(words + "\n")
+    cases = read_dreambench_plus(tmp_path, ())
+    assert [(case.prompt_name, case.references[0].name, case.prompt) for case in cases] == [
+        ("p0", "0_0.jpg", "a cat in snow"), ("p1", "1_0.jpg", "a cat as a statue"),
+    ]  # fmt: skip
+    (tmp_path / "src_image" / "live_00" / "1_0.jpg").unlink()
+    with pytest.raises(EvaluationError, match="no picture of its name"):
+        read_dreambench_plus(tmp_path, ())
 
 
 def test_every_style_meets_every_content(tmp_path: Path) -> None:
@@ -75,6 +96,7 @@ def test_coco_takes_the_caption_with_the_lowest_number(tmp_path: Path) -> None:
         (lambda folder: read_subjects(folder, ()), "has no prompts"),
         (lambda folder: read_subjects(folder, ("a {subject}",)), "holds no folders"),
         (lambda folder: read_style_content(folder, ()), "content.txt"),
+        (lambda folder: read_dreambench_plus(folder, ()), "there is no"),
         (lambda folder: read_coco(folder, ()), "captions_val2017.json"),
     ],
 )
