@@ -26,9 +26,9 @@ from imprompt.emoji.bundle import bundle_folder
 from imprompt.recipes import config_named
 from imprompt.training.features.shards import Columns, Storage, write_shard
 from imprompt.training.features.store import FeatureKind, FeatureSpec, FeatureStore, feature_folder, write_spec
+from imprompt.training.loop.task import Draw
 from imprompt.training.overrides import override
 from imprompt.training.run import Run
-from imprompt.training.task import Draw
 
 H100 = 264
 """Pictures a second of one GPU's cached step on Stable Diffusion 1.5."""

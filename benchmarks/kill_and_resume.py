@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imprompt.training import checkpointing
-from imprompt.training.checkpointing import load_checkpoint, newest_checkpoint
 from imprompt.training.config import LoopConfig, OptimizerConfig
-from imprompt.training.loop import Trainer
-from imprompt.training.order import BatchOrder
-from imprompt.training.task import Draw
-from imprompt.training.tracking import Tracking
+from imprompt.training.loop import checkpointing
+from imprompt.training.loop.checkpointing import load_checkpoint, newest_checkpoint
+from imprompt.training.loop.order import BatchOrder
+from imprompt.training.loop.task import Draw
+from imprompt.training.loop.tracking import Tracking
+from imprompt.training.loop.trainer import Trainer
 
 NUM_STEPS = 40
 BATCH_SIZE = 8

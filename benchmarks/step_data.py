@@ -14,15 +14,15 @@ from torch import Tensor
 from imprompt.encoders.preprocess import prepare_pixels
 from imprompt.encoders.vision import VisionEncoder
 from imprompt.recipes import config_named
+from imprompt.training.adapters.inputs import FEATURES, AdapterBatch
+from imprompt.training.adapters.stores import LATENTS
 from imprompt.training.bases import base_of
-from imprompt.training.batches import Portion
 from imprompt.training.config import BaseModelConfig, TrainConfig
 from imprompt.training.features.shards import Columns, write_shard
 from imprompt.training.features.store import FeatureKind, FeatureSpec, FeatureStore, feature_folder, write_spec
-from imprompt.training.inputs import FEATURES, AdapterBatch
+from imprompt.training.loop.batches import Portion
 from imprompt.training.overrides import override
 from imprompt.training.run import Run
-from imprompt.training.stores import LATENTS
 
 NUM_PICTURES = 32
 CAPTION = "a small red house by the sea, in the evening"

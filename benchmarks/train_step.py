@@ -40,11 +40,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imprompt.adapter.conditioning import Branch, Conditioning
 from imprompt.cli.progress import quiet_libraries
-from imprompt.training.adapter_task import AdapterTask
-from imprompt.training.batches import Portion
-from imprompt.training.inputs import FEATURES, AdapterBatch
-from imprompt.training.loop import Trainer
-from imprompt.training.objective import row_errors
+from imprompt.training.adapters.inputs import FEATURES, AdapterBatch
+from imprompt.training.adapters.task import AdapterTask
+from imprompt.training.loop.batches import Portion
+from imprompt.training.loop.trainer import Trainer
+from imprompt.training.objective.objective import row_errors
 from imprompt.training.run import Run
 
 WANTED_RATIO, WANTED_OVERHEAD = 1.8, 1.10

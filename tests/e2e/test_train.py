@@ -10,11 +10,11 @@ import torch
 
 from imprompt.adapter.checkpoint import load_adapter
 from imprompt.recipes import config_named
-from imprompt.training.optimizers import build_optimizer
+from imprompt.training.feedback.validation import plan_validation, validate
+from imprompt.training.loop.optimizers import build_optimizer
+from imprompt.training.loop.task import Draw
 from imprompt.training.overrides import override
 from imprompt.training.run import Run, groups_of
-from imprompt.training.task import Draw
-from imprompt.training.validation import plan_validation, validate
 from tests.training_data import picture_folder
 
 SHORT = ("loop.batch_size=4", "loop.trackers=[]", "loop.autocast=no", "validation.every=0", "validation.sheet_every=0")

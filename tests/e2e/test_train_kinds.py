@@ -20,8 +20,8 @@ from imprompt.training.config import (
     TrainConfig,
     ValidationConfig,
 )
+from imprompt.training.loop.task import Draw
 from imprompt.training.run import Run
-from imprompt.training.task import Draw
 from tests.training_data import base_folder, picture_folder
 
 UNETS = ("sd1", "sdxl")

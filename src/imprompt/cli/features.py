@@ -52,10 +52,10 @@ def features(  # noqa: PLR0913  (a command's options are its parameters)
     """
     from imprompt.cli.progress import progress_bar, quiet_libraries
     from imprompt.recipes import config_named
+    from imprompt.training.adapters.stores import feature_root, jobs_of, manifest_of
     from imprompt.training.features.compute import compute_features
     from imprompt.training.features.work import ComputeOptions
     from imprompt.training.overrides import override
-    from imprompt.training.stores import feature_root, jobs_of, manifest_of
 
     quiet_libraries()
     config = override(config_named(recipe), settings or ())

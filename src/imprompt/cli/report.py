@@ -13,6 +13,6 @@ def report(folder: Annotated[Path, typer.Argument(help="The output folder of a r
 
     imprompt report runs/plus
     """
-    from imprompt.training.report import write_report
+    from imprompt.training.feedback.report import write_report
 
     typer.echo(str(write_report(folder)))

@@ -51,8 +51,8 @@ def train(
 
     quiet_libraries()
     if plan:
-        from imprompt.training.plan import describe
-        from imprompt.training.plan import plan as plan_run
+        from imprompt.training.planning.plan import describe
+        from imprompt.training.planning.plan import plan as plan_run
 
         typer.echo("\n".join(describe(plan_run(config, devices))))
         return

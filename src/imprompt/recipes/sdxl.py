@@ -5,8 +5,8 @@ See tencent-ailab/IP-Adapter, issues 255 and 256. The published script has an op
 
 from imprompt.core.published import VIT_H
 from imprompt.recipes.paper import RUNS, as_in_the_paper
+from imprompt.training.adapters.initial import VARIANTS
 from imprompt.training.config import AdapterKind, BaseModelConfig, DataConfig, LoopConfig, OptimizerConfig, TrainConfig
-from imprompt.training.initial import VARIANTS
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 

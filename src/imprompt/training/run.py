@@ -1,8 +1,11 @@
 """A run from its configuration: base, adapter, data and feedback put together, trained, and the adapter handed on."""
 
+import hashlib
+import logging
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -10,30 +13,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from imprompt.adapter.adapter import Adapter
+from imprompt.core.errors import CheckpointError, ImageError
 from imprompt.core.files import atomic_write
 from imprompt.encoders.face import FaceEncoder
 from imprompt.encoders.vision import VisionEncoder
 from imprompt.prompts.image_prompt import ImagePrompt
-from imprompt.training.adapter_task import AdapterTask, file_name, null_features
-from imprompt.training.bases import FrozenBase, load_base
-from imprompt.training.checkpointing import EXPORT, newest_checkpoint
-from imprompt.training.config import TrainConfig
-from imprompt.training.data.buckets import Buckets, plan_buckets
-from imprompt.training.data.manifest import Manifest, is_manifest
-from imprompt.training.data.quarantine import Quarantine
-from imprompt.training.distributed import Processes, connect, shard_frozen
-from imprompt.training.features.store import FeatureStore
-from imprompt.training.feedback import Feedback
-from imprompt.training.initial import initial_adapter
-from imprompt.training.inputs import CROP, FEATURES, AdapterInputs, ReferenceSource, TargetSource
-from imprompt.training.loop import RunOptions, Trainer
-from imprompt.training.noise import noise_process
-from imprompt.training.order import BatchOrder, generator_at
-from imprompt.training.overrides import ConfigError
-from imprompt.training.report import CONFIG, QUARANTINE, write_report
-from imprompt.training.sheets import SheetPainter, SheetReference, plan_sheet
-from imprompt.training.sources import CachedReferences, CachedTargets, PictureReferences, PictureTargets
-from imprompt.training.stores import (
+from imprompt.training.adapters.initial import initial_adapter
+from imprompt.training.adapters.inputs import CROP, FEATURES, AdapterInputs, ReferenceSource, TargetSource
+from imprompt.training.adapters.sources import CachedReferences, CachedTargets, PictureReferences, PictureTargets
+from imprompt.training.adapters.stores import (
     LATENTS,
     MANIFEST,
     TEXT,
@@ -43,8 +31,26 @@ from imprompt.training.stores import (
     manifest_of,
     open_stores,
 )
-from imprompt.training.validation import plan_validation
-from imprompt.training.visitors import Visitors, idle_parts
+from imprompt.training.adapters.task import AdapterTask, file_name, null_features
+from imprompt.training.bases import FrozenBase, load_base
+from imprompt.training.config import TrainConfig
+from imprompt.training.data.buckets import Buckets, plan_buckets
+from imprompt.training.data.manifest import Manifest, is_manifest
+from imprompt.training.data.quarantine import Quarantine
+from imprompt.training.features.store import FeatureStore
+from imprompt.training.feedback.feedback import Feedback
+from imprompt.training.feedback.report import CONFIG, QUARANTINE, write_report
+from imprompt.training.feedback.sheets import SheetPainter, SheetReference, plan_sheet
+from imprompt.training.feedback.validation import plan_validation
+from imprompt.training.feedback.visitors import Visitors, idle_parts
+from imprompt.training.loop.checkpointing import EXPORT, newest_checkpoint
+from imprompt.training.loop.distributed import Processes, connect, shard_frozen
+from imprompt.training.loop.order import BatchOrder, generator_at
+from imprompt.training.loop.trainer import RunOptions, Trainer
+from imprompt.training.objective.noise import noise_process
+from imprompt.training.overrides import ConfigError
+
+logger = logging.getLogger(__name__)
 
 NUM_SHEET_REFERENCES = 4
 
@@ -63,7 +69,7 @@ class Finished:
 
 
 def train(config: TrainConfig) -> Finished:
-    """Train, or go on training; see `imprompt.training.loop.Trainer.train`.
+    """Train, or go on training; see `imprompt.training.loop.trainer.Trainer.train`.
 
     Args:
         config: The whole run, as a recipe returns it.
@@ -173,11 +179,12 @@ class Run:
     def inputs(self) -> AdapterInputs:
         """What makes batches."""
         config = self.config
-        members = torch.cat([self.members("train"), self.validation_members])
+        splits = [self.members("train"), self.validation_members]
+        following = [successors(self.buckets.bucket_of[members]) for members in splits]
         return AdapterInputs(
             manifest=self.manifest,
-            members=members,
-            successors=successors(self.buckets.bucket_of[members]),
+            members=torch.cat(splits),
+            successors=torch.cat([following[0], len(splits[0]) + following[1]]),
             quarantine=Quarantine(config.loop.output / QUARANTINE, config.data.bad_samples, len(self.manifest)),
             targets=self._targets(),
             references=self._references(),
@@ -221,7 +228,7 @@ class Run:
             preview_every=0 if feedback is None else feedback.every,
             preview_first=feedback is not None and feedback.every > 0,
             preview_everywhere=True,
-            data=self.manifest.hash,
+            data=data_of(self.manifest, self.config),
             config=self.config.model_dump(mode="json"),
         )
 
@@ -232,8 +239,10 @@ class Run:
 
     def hand_on(self) -> Path:
         """Copy the newest checkpoint's adapter out of it, for users to take away, and write the last report."""
-        checkpoint = newest_checkpoint(self.config.loop.output / "checkpoints")
-        assert checkpoint is not None
+        folder = self.config.loop.output / "checkpoints"
+        checkpoint = newest_checkpoint(folder)
+        if checkpoint is None:
+            raise CheckpointError(f"'{folder}' holds no checkpoint that is whole any more; check the disk")
         with atomic_write(self.adapter_file) as path:
             shutil.copy(checkpoint / EXPORT / self.adapter_file.name, path)
         write_report(self.config.loop.output)
@@ -274,7 +283,7 @@ class Run:
             folder=self.config.loop.output,
             processes=self.processes,
             plan=plan if len(members) > 1 else None,
-            painter=self._painter(task, members[:NUM_SHEET_REFERENCES].tolist()),
+            painter=self._painter(task, members.tolist()),
             validate_every=config.every,
             sheet_every=config.sheet_every,
             report_every=self.config.loop.checkpoint_every,
@@ -287,7 +296,8 @@ class Run:
         if not config.validation.sheet_every or not (numbers or config.validation.references):
             return None
         faces = config.adapter.face_networks
-        samples = [self._sheet_reference(number) for number in numbers]
+        readable = (sample for number in numbers if (sample := self._sheet_reference(number)) is not None)
+        samples = list(islice(readable, NUM_SHEET_REFERENCES))
         return SheetPainter(
             self.base.pipeline(),
             plan_sheet(config.validation, samples, size=config.data.resolution),
@@ -297,10 +307,16 @@ class Run:
             visitors=self.visitors,
         )
 
-    def _sheet_reference(self, number: int) -> SheetReference:
-        """What a sample is trained to follow, with its caption; kept features where nothing here could embed a face."""
+    def _sheet_reference(self, number: int) -> SheetReference | None:
+        """What a sample is trained to follow, with its caption; kept features where nothing here could embed a face.
+        None where it cannot be read.
+        """
         followed = self.manifest.reference_ids(number, self.config.data.references)[0]
-        picture = self.manifest.image(followed)
+        try:
+            picture = self.manifest.image(followed)
+        except ImageError as error:
+            logger.warning("no sheet shows a picture that cannot be read: %s", error)
+            return None
         prompt = ImagePrompt(picture)
         if self.adapter.spec.features.layer == "face_embeds" and self.config.adapter.face_networks is None:
             first, rows = torch.zeros(1, dtype=torch.long), torch.tensor([followed])
@@ -316,6 +332,12 @@ def successors(buckets: Int[Tensor, " members"]) -> Int[Tensor, " members"]:
         places = (buckets == bucket).nonzero()[:, 0]
         following[places] = places.roll(-1)
     return following
+
+
+def data_of(manifest: Manifest, config: TrainConfig) -> str:
+    """Fingerprint of what a run's sequence of batches is made of: the samples, and how they are cut and paired."""
+    settings = config.data.model_dump_json(exclude={"source", "num_workers", "bad_samples"})
+    return hashlib.sha256(f"{manifest.hash}:{settings}".encode()).hexdigest()
 
 
 def groups_of(manifest: Manifest, members: Int[Tensor, " members"]) -> Int[Tensor, " members"]:

@@ -6,10 +6,10 @@ import torch
 from imprompt.cli.split import parse_split
 from imprompt.core.errors import PromptError
 from imprompt.recipes import config_named
+from imprompt.training.adapters.stores import jobs_of, manifest_of, open_stores
+from imprompt.training.loop.task import Draw
 from imprompt.training.overrides import override
 from imprompt.training.run import Run
-from imprompt.training.stores import jobs_of, manifest_of, open_stores
-from imprompt.training.task import Draw
 from tests import tiny
 
 

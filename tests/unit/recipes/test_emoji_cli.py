@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from imprompt.cli.emoji import Course, Stage, app
 from imprompt.recipes.emoji import quality, stages, unet
-from imprompt.training.schedule import Schedule
+from imprompt.training.loop.schedule import Schedule
 
 
 def test_every_stage_can_be_named():

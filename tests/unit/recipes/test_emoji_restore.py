@@ -14,10 +14,10 @@ from imprompt.recipes.emoji.card import model_card, read_figures
 from imprompt.recipes.emoji.paths import models_folder, stage_folder
 from imprompt.recipes.emoji.pipeline import build_pipeline, draw
 from imprompt.recipes.emoji.restore import restore
-from imprompt.training.checkpointing import load_averaged_weights
 from imprompt.training.config import LoopConfig, OptimizerConfig
-from imprompt.training.loop import Trainer
-from imprompt.training.order import BatchOrder
+from imprompt.training.loop.checkpointing import load_averaged_weights
+from imprompt.training.loop.order import BatchOrder
+from imprompt.training.loop.trainer import Trainer
 
 FIGURES = {"step": 1550, "samples": 49600, "loss": 0.49}
 

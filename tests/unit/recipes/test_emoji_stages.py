@@ -14,7 +14,7 @@ from imprompt.emoji.styles import STYLES
 from imprompt.recipes.emoji import adapters, autoencoder, bundle, clip, dataset, stages, teacher, tokenizer, unet
 from imprompt.recipes.emoji.paths import models_folder, stage_folder
 from imprompt.recipes.emoji.sources import Subject
-from imprompt.training.task import Draw
+from imprompt.training.loop.task import Draw
 
 SUBJECTS = tuple(
     Subject(hexcode, label, ("thing", "toy"), (), "objects")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from imprompt.training.config import LoopConfig, OptimizerConfig
-from imprompt.training.loop import RunOptions, train
-from imprompt.training.order import BatchOrder
+from imprompt.training.loop.order import BatchOrder
+from imprompt.training.loop.trainer import RunOptions, train
 
 
 @dataclass(frozen=True)

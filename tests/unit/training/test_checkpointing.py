@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from imprompt.training import checkpointing
-from imprompt.training.checkpointing import Checkpoint, flaw, load_checkpoint, newest_checkpoint, save_checkpoint
 from imprompt.training.errors import DiskFull
+from imprompt.training.loop import checkpointing
+from imprompt.training.loop.checkpointing import Checkpoint, flaw, load_checkpoint, newest_checkpoint, save_checkpoint
 
 WEIGHTS = {"weight": torch.arange(1000.0)}
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from imprompt.core.errors import ImpromptError
-from imprompt.training.batches import split_batch
-from imprompt.training.checkpointing import load_averaged_weights, load_checkpoint, newest_checkpoint
-from imprompt.training.distributed import Processes, resolve_device, shard_frozen
-from imprompt.training.order import BatchOrder
+from imprompt.training.loop.batches import split_batch
+from imprompt.training.loop.checkpointing import load_averaged_weights, load_checkpoint, newest_checkpoint
+from imprompt.training.loop.distributed import Processes, resolve_device, shard_frozen
+from imprompt.training.loop.order import BatchOrder
 from tests.unit.training.regression import loop_config, run
 from tests.unit.training.two_processes import undropped
 

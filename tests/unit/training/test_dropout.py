@@ -3,8 +3,8 @@ import torch
 from pydantic import ValidationError
 
 from imprompt.training.config import DropoutConfig
-from imprompt.training.dropout import draw_dropout
-from imprompt.training.task import Draw
+from imprompt.training.loop.task import Draw
+from imprompt.training.objective.dropout import draw_dropout
 
 
 def draw_of(rows, batch_size=100_000, step=0):

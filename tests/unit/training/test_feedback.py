@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from imprompt.core.errors import EncoderMismatch
-from imprompt.training import feedback as module
-from imprompt.training.distributed import Processes
-from imprompt.training.feedback import Feedback, named_figures
-from imprompt.training.validation import ValidationResult
+from imprompt.training.feedback import feedback as module
+from imprompt.training.feedback.feedback import Feedback, named_figures
+from imprompt.training.feedback.validation import ValidationResult
+from imprompt.training.loop.distributed import Processes
 
 PLACES = torch.tensor([0.125, 0.375, 0.625, 0.875])
 LOSSES = torch.tensor([0.4, 0.2, 0.1, 0.1])
@@ -98,8 +98,8 @@ def test_a_disk_without_room_for_the_report_does_not_stop_the_run(make, measured
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("imprompt.training.report.atomic_write", full)
-    monkeypatch.setattr("imprompt.training.feedback.atomic_write", full)
+    monkeypatch.setattr("imprompt.training.feedback.report.atomic_write", full)
+    monkeypatch.setattr("imprompt.training.feedback.feedback.atomic_write", full)
     feedback = make(painter=Painter(), validate_every=5, sheet_every=5)
     assert feedback.after(5)["validation/loss"] == pytest.approx(0.2)
     for name in ("step-00000005.png", "report.html"):

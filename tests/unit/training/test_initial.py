@@ -11,8 +11,8 @@ from imprompt.adapter.sites import submodule
 from imprompt.adapter.spec import FacePlusSpec, LinearSpec, ResamplerSpec
 from imprompt.core.errors import EncoderMismatch, HostMismatch
 from imprompt.encoders.base import EncoderSpec
+from imprompt.training.adapters.initial import VARIANTS, initial_adapter
 from imprompt.training.config import AdapterConfig
-from imprompt.training.initial import VARIANTS, initial_adapter
 from tests import published, tiny
 from tests import tiny_transformers as wide
 

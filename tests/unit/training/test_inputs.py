@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from imprompt.encoders.preprocess import Preprocessing
+from imprompt.training.adapters.inputs import AdapterInputs
+from imprompt.training.adapters.sources import PictureReferences, PictureTargets, first_places, told_sizes
 from imprompt.training.config import DataConfig, DropoutConfig, ObjectiveConfig
 from imprompt.training.data.buckets import plan_buckets, view_of
 from imprompt.training.data.manifest import write_manifest
 from imprompt.training.data.quarantine import Quarantine
 from imprompt.training.errors import DataError
-from imprompt.training.inputs import AdapterInputs
-from imprompt.training.noise import noise_process
+from imprompt.training.loop.task import Draw
+from imprompt.training.objective.noise import noise_process
 from imprompt.training.run import successors
-from imprompt.training.sources import PictureReferences, PictureTargets, first_places, told_sizes
-from imprompt.training.task import Draw
 from tests import tiny
 from tests.training_data import picture_folder
 

@@ -10,10 +10,15 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imprompt.core.errors import ImpromptError
-from imprompt.training.checkpointing import load_averaged_weights, load_checkpoint, newest_checkpoint, read_manifest
 from imprompt.training.errors import OtherRun, TrainingDiverged
-from imprompt.training.loop import RunOptions, Trainer
-from imprompt.training.optimizers import computes_bfloat16
+from imprompt.training.loop.checkpointing import (
+    load_averaged_weights,
+    load_checkpoint,
+    newest_checkpoint,
+    read_manifest,
+)
+from imprompt.training.loop.optimizers import computes_bfloat16
+from imprompt.training.loop.trainer import RunOptions, Trainer
 from tests.unit.training.regression import Regression, loop_config, optimizer_config, run
 
 

@@ -8,8 +8,8 @@ from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 
 from imprompt.core.errors import ImpromptError
 from imprompt.training.config import ObjectiveConfig
-from imprompt.training.noise import DiscreteNoise, FlowNoise, noise_process
-from imprompt.training.task import Draw
+from imprompt.training.loop.task import Draw
+from imprompt.training.objective.noise import DiscreteNoise, FlowNoise, noise_process
 
 EXACT = {"rtol": 0.0, "atol": 1e-6}
 SHAPE = (4, 6, 5)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from imprompt.core.errors import ImpromptError
-from imprompt.training.objective import (
+from imprompt.training.objective.objective import (
     add_flow_noise,
     add_noise,
     diffusion_loss,

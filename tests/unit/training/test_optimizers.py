@@ -5,7 +5,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from imprompt.training.config import OptimizerConfig
-from imprompt.training.optimizers import autocast_format, build_optimizer, optimizer_tensors, restore_optimizer
+from imprompt.training.loop.optimizers import autocast_format, build_optimizer, optimizer_tensors, restore_optimizer
 
 
 class Blockwise(torch.optim.SGD):
@@ -49,6 +49,6 @@ def test_eight_bits_take_the_groups_and_settings(monkeypatch):
         return torch.optim.SGD(groups)
 
     module = SimpleNamespace(optim=SimpleNamespace(AdamW8bit=adamw8bit))
-    monkeypatch.setattr("imprompt.training.optimizers.importlib.import_module", lambda name: module)
+    monkeypatch.setattr("imprompt.training.loop.optimizers.importlib.import_module", lambda name: module)
     build_optimizer(nn.Linear(3, 2), OptimizerConfig(name="adamw8bit", learning_rate=1e-3, weight_decay=0.1))
     assert calls == [{"lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.1}]

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from imprompt.core.errors import ImpromptError
-from imprompt.training.order import BatchOrder, generator_at
-from imprompt.training.schedule import learning_rate_factor
+from imprompt.training.loop.order import BatchOrder, generator_at
+from imprompt.training.loop.schedule import learning_rate_factor
 
 
 def samples_of(order, steps):

@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from imprompt.core.errors import DownloadError
 from imprompt.recipes import config_named
 from imprompt.training.config import TrainConfig
+from imprompt.training.loop.task import Draw
 from imprompt.training.overrides import override
-from imprompt.training.plan import ACCELERATORS, GIB, describe, plan
+from imprompt.training.planning.plan import ACCELERATORS, GIB, describe, plan
 from imprompt.training.run import Run
-from imprompt.training.task import Draw
 from tests import training_data
 
 ROWS = 4

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from imprompt.core.errors import ImpromptError
-from imprompt.training.report import charts, read_run, thinned, write_report
+from imprompt.training.feedback.report import charts, read_run, thinned, write_report
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -184,7 +184,7 @@ def test_many_points_become_means_within_their_extremes():
 
 def test_a_failed_write_leaves_the_old_report(run, monkeypatch):
     old = write_report(run).read_text()
-    monkeypatch.setattr("imprompt.training.report.page", lambda record: 1 / 0)
+    monkeypatch.setattr("imprompt.training.feedback.report.page", lambda record: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(run)
     assert (run / "report.html").read_text() == old

@@ -8,9 +8,9 @@ from imprompt.generation.attach import attach
 from imprompt.generation.generate import generate
 from imprompt.generation.request import Request
 from imprompt.prompts.image_prompt import ImagePrompt
-from imprompt.training import sheets
 from imprompt.training.config import ValidationConfig
-from imprompt.training.sheets import SheetPainter, SheetReference, plan_sheet
+from imprompt.training.feedback import sheets
+from imprompt.training.feedback.sheets import SheetPainter, SheetReference, plan_sheet
 from tests import tiny
 
 CONFIG = ValidationConfig(steps=2, guidance_scale=3.0)

@@ -5,7 +5,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from imprompt.core.errors import ImpromptError
-from imprompt.training.tracking import Tracking, drop_lines_after, flatten
+from imprompt.training.loop.tracking import Tracking, drop_lines_after, flatten
 
 
 def lines(folder):

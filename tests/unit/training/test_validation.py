@@ -7,10 +7,10 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from imprompt.training.config import ObjectiveConfig
-from imprompt.training.distributed import Processes
-from imprompt.training.noise import noise_process
-from imprompt.training.objective import row_errors
-from imprompt.training.validation import estimate, plan_validation, rounds, shuffled_references, validate
+from imprompt.training.feedback.validation import estimate, plan_validation, rounds, shuffled_references, validate
+from imprompt.training.loop.distributed import Processes
+from imprompt.training.objective.noise import noise_process
+from imprompt.training.objective.objective import row_errors
 
 SHAPE = (2, 4, 4)
 

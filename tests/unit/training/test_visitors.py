@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from imprompt.training.visitors import Visitors, idle_parts
+from imprompt.training.feedback.visitors import Visitors, idle_parts
 from tests import tiny
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import distributed, nn
 
 from imprompt.core.errors import ImpromptError
-from imprompt.training.distributed import Processes, connect, shard_frozen
 from imprompt.training.errors import TrainingDiverged
-from imprompt.training.loop import RunOptions
+from imprompt.training.loop.distributed import Processes, connect, shard_frozen
+from imprompt.training.loop.trainer import RunOptions
 from tests.unit.training.regression import Regression, run
 
 

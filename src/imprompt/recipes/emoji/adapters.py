@@ -23,8 +23,8 @@ from imprompt.recipes.emoji.pipeline import build_pipeline
 from imprompt.recipes.emoji.recipe import ENCODER, recipe
 from imprompt.recipes.emoji.stage import stage_loop
 from imprompt.recipes.emoji.unet import load_denoiser
+from imprompt.training.adapters.initial import fresh_adapter
 from imprompt.training.config import BaseModelConfig, LoopConfig, OptimizerConfig, TrainConfig
-from imprompt.training.initial import fresh_adapter
 from imprompt.training.run import train
 
 Kind = Literal["global", "plus"]

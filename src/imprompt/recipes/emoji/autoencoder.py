@@ -31,10 +31,10 @@ from imprompt.recipes.emoji.grid import save_grid
 from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.stage import stage_loop, train_stage
 from imprompt.recipes.emoji.teacher import perceptual_distance
-from imprompt.training.checkpointing import load_averaged_weights
 from imprompt.training.config import LoopConfig, OptimizerConfig
-from imprompt.training.order import BatchOrder, generator_at
-from imprompt.training.task import Draw
+from imprompt.training.loop.checkpointing import load_averaged_weights
+from imprompt.training.loop.order import BatchOrder, generator_at
+from imprompt.training.loop.task import Draw
 
 LATENT_CHANNELS = 8
 CHANNELS = 56
@@ -119,7 +119,7 @@ class PictureBatch:
 
 
 class AutoencoderTask:
-    """Pictures through latents and back; see `imprompt.training.task.Task`."""
+    """Pictures through latents and back; see `imprompt.training.loop.task.Task`."""
 
     def __init__(self, model: AutoencoderTiny, pictures: dataset.EmojiPictures, config: AutoencoderConfig) -> None:
         """Keep the training pictures as bytes."""

@@ -34,10 +34,10 @@ from imprompt.recipes.emoji.paths import cache_folder, models_folder, stage_fold
 from imprompt.recipes.emoji.stage import stage_loop, train_stage
 from imprompt.recipes.emoji.teacher import TeacherTargets, teacher_targets
 from imprompt.recipes.emoji.tokenizer import END, MAX_LENGTH, START, load_tokenizer
-from imprompt.training.checkpointing import load_averaged_weights
 from imprompt.training.config import LoopConfig, OptimizerConfig
-from imprompt.training.order import BatchOrder
-from imprompt.training.task import Draw
+from imprompt.training.loop.checkpointing import load_averaged_weights
+from imprompt.training.loop.order import BatchOrder
+from imprompt.training.loop.task import Draw
 
 WIDTH = 192
 IMAGE_SIZE = 64
@@ -172,7 +172,7 @@ class PairBatch:
 
 
 class CLIPTask:
-    """Pictures beside captions; see `imprompt.training.task.Task`."""
+    """Pictures beside captions; see `imprompt.training.loop.task.Task`."""
 
     def __init__(self, model: CLIPPair, pictures: dataset.EmojiPictures, config: CLIPStageConfig) -> None:
         """Tokenise all captions and load the teacher's targets."""

@@ -24,11 +24,11 @@ from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import draw
 from imprompt.recipes.emoji.stage import stage_loop, train_stage
 from imprompt.recipes.emoji.unet import PREVIEW_SUBJECTS, Denoiser
-from imprompt.training.checkpointing import load_averaged_weights
 from imprompt.training.config import LoopConfig, OptimizerConfig
-from imprompt.training.distributed import resolve_device
-from imprompt.training.order import BatchOrder
-from imprompt.training.task import Draw
+from imprompt.training.loop.checkpointing import load_averaged_weights
+from imprompt.training.loop.distributed import resolve_device
+from imprompt.training.loop.order import BatchOrder
+from imprompt.training.loop.task import Draw
 
 Kind = Literal["lora", "finetune"]
 
@@ -91,7 +91,7 @@ def prepare(unet: UNet2DConditionModel, kind: Kind) -> UNet2DConditionModel:
 
 
 class CustomTask:
-    """Noisy latents of pictures in a look, and captions; see `imprompt.training.task.Task`."""
+    """Noisy latents of pictures in a look, and captions; see `imprompt.training.loop.task.Task`."""
 
     def __init__(self, base: Denoiser, pictures: dataset.EmojiPictures, config: CustomConfig) -> None:
         """Prepare the base's denoiser; its text tower stays as it is."""

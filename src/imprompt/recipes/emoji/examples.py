@@ -14,8 +14,14 @@ from imprompt.recipes.emoji.latents import latent_views
 from imprompt.recipes.emoji.looks import Look
 from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import build_scheduler
-from imprompt.training.objective import add_noise, diffusion_loss, draw_timesteps, snr_weights, training_target
-from imprompt.training.task import Draw
+from imprompt.training.loop.task import Draw
+from imprompt.training.objective.objective import (
+    add_noise,
+    diffusion_loss,
+    draw_timesteps,
+    snr_weights,
+    training_target,
+)
 
 SNR_GAMMA = 5.0
 LABEL_PROBABILITY = 0.8

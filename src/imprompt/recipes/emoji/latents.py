@@ -15,7 +15,7 @@ from imprompt.recipes.emoji.augment import may_mirror, mirror, normalise, shift,
 from imprompt.recipes.emoji.dataset import EmojiPictures
 from imprompt.recipes.emoji.looks import Look
 from imprompt.recipes.emoji.paths import cache_folder
-from imprompt.training.order import generator_at
+from imprompt.training.loop.order import generator_at
 
 NUM_VIEWS = 4
 VIEW_SHIFT = 2

@@ -23,7 +23,7 @@ from imprompt.emoji.bundle import ADAPTER_FILES
 from imprompt.recipes.emoji.card import read_figures
 from imprompt.recipes.emoji.paths import earlier_figures_file, models_folder, stage_folder
 from imprompt.recipes.emoji.unet import Denoiser
-from imprompt.training.checkpointing import Checkpoint, save_checkpoint
+from imprompt.training.loop.checkpointing import Checkpoint, save_checkpoint
 
 _NETWORKS: dict[str, Any] = {
     "vae": AutoencoderTiny,

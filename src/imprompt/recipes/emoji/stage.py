@@ -4,8 +4,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from imprompt.recipes.emoji.paths import stage_folder
 from imprompt.training.config import LoopConfig, OptimizerConfig
-from imprompt.training.loop import RunOptions, train
-from imprompt.training.task import Task
+from imprompt.training.loop.task import Task
+from imprompt.training.loop.trainer import RunOptions, train
 
 
 @runtime_checkable
@@ -40,5 +40,5 @@ def stage_loop(name: str, **settings: Any) -> LoopConfig:
 
 
 def train_stage(task: Task, config: StageConfig) -> int:
-    """Train, or go on training, a stage; see `imprompt.training.loop.Trainer.train`."""
+    """Train, or go on training, a stage; see `imprompt.training.loop.trainer.Trainer.train`."""
     return train(task, config.loop, config.optimizer, RunOptions(preview_every=config.preview_every))

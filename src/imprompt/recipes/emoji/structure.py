@@ -29,11 +29,11 @@ from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import draw
 from imprompt.recipes.emoji.stage import stage_loop, train_stage
 from imprompt.recipes.emoji.unet import Denoiser
-from imprompt.training.checkpointing import load_averaged_weights
 from imprompt.training.config import LoopConfig, OptimizerConfig
-from imprompt.training.distributed import resolve_device
-from imprompt.training.order import BatchOrder, generator_at
-from imprompt.training.task import Draw
+from imprompt.training.loop.checkpointing import load_averaged_weights
+from imprompt.training.loop.distributed import resolve_device
+from imprompt.training.loop.order import BatchOrder, generator_at
+from imprompt.training.loop.task import Draw
 
 Kind = Literal["controlnet", "t2i_adapter"]
 
@@ -127,7 +127,7 @@ class ControlledBatch(CaptionedBatch):
 
 
 class StructureTask:
-    """Noisy latents, captions and conditions of the same pictures; see `imprompt.training.task.Task`."""
+    """Noisy latents, captions and conditions of the same pictures; see `imprompt.training.loop.task.Task`."""
 
     def __init__(
         self,

@@ -22,10 +22,10 @@ from imprompt.recipes.emoji.grid import save_grid
 from imprompt.recipes.emoji.paths import models_folder, stage_folder
 from imprompt.recipes.emoji.pipeline import build_pipeline, draw, without_projection
 from imprompt.recipes.emoji.stage import stage_loop, train_stage
-from imprompt.training.checkpointing import load_averaged_weights
 from imprompt.training.config import LoopConfig, OptimizerConfig
-from imprompt.training.order import BatchOrder
-from imprompt.training.task import Draw
+from imprompt.training.loop.checkpointing import load_averaged_weights
+from imprompt.training.loop.order import BatchOrder
+from imprompt.training.loop.task import Draw
 
 PREVIEW_SUBJECTS = ("red apple", "cat face", "rocket", "pizza", "guitar", "tulip", "house", "crab")
 
@@ -96,7 +96,7 @@ class Denoiser(nn.Module):
 
 
 class UNetTask:
-    """Noisy latents and captions; see `imprompt.training.task.Task`."""
+    """Noisy latents and captions; see `imprompt.training.loop.task.Task`."""
 
     def __init__(self, model: Denoiser, examples: DiffusionExamples, config: UNetConfig) -> None:
         """Join the denoiser and its examples."""

@@ -9,8 +9,8 @@ from imprompt.training.data.buckets import plan_buckets, view_of
 from imprompt.training.data.looks import picture_or_none
 from imprompt.training.data.manifest import Manifest
 from imprompt.training.data.references import choose
-from imprompt.training.order import generator_at
-from imprompt.training.task import Draw
+from imprompt.training.loop.order import generator_at
+from imprompt.training.loop.task import Draw
 
 MAX_LETTERS = 90
 

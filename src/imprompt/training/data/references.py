@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imprompt.training.data.manifest import Manifest, ReferenceMode
 from imprompt.training.errors import DataError
-from imprompt.training.task import Draw
+from imprompt.training.loop.task import Draw
 
 PURPOSE = "references"
 ASPECT_JITTER = 4 / 3

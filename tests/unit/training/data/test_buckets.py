@@ -17,7 +17,7 @@ from imprompt.training.data.buckets import (
     view_position,
 )
 from imprompt.training.errors import DataError
-from imprompt.training.order import BatchOrder
+from imprompt.training.loop.order import BatchOrder
 from tests.data_formats import picture
 
 SIDE = st.integers(1, 5000)

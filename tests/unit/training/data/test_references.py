@@ -8,7 +8,7 @@ import torch
 from imprompt.training.data.manifest import Manifest, write_manifest
 from imprompt.training.data.references import augmented, choose
 from imprompt.training.errors import DataError
-from imprompt.training.task import Draw
+from imprompt.training.loop.task import Draw
 from tests.data_formats import picture, write_metadata
 
 GROUPS = ["a", "b", "a", "a", "", "b", "c", "a", "a", "a", "a", "a", "a"]

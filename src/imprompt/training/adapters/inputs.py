@@ -16,11 +16,11 @@ from imprompt.training.config import DropoutConfig
 from imprompt.training.data.manifest import Manifest, ReferenceMode
 from imprompt.training.data.quarantine import Quarantine
 from imprompt.training.data.references import choose
-from imprompt.training.dropout import draw_dropout
 from imprompt.training.errors import DataError
 from imprompt.training.features.store import FeatureStore
-from imprompt.training.noise import NoiseProcess
-from imprompt.training.task import Draw
+from imprompt.training.loop.task import Draw
+from imprompt.training.objective.dropout import draw_dropout
+from imprompt.training.objective.noise import NoiseProcess
 
 FEATURES, CROP = "features", "crop"
 """What an adapter may read of a reference: its features, and those of the aligned face beside them."""

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from imprompt.core.files import atomic_write
 from imprompt.training.config import LoopConfig
-from imprompt.training.distributed import Processes
 from imprompt.training.errors import TrainingDiverged
+from imprompt.training.loop.distributed import Processes
 
 
 @dataclass

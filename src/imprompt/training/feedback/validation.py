@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from imprompt.training.distributed import Processes
-from imprompt.training.noise import NoiseProcess
-from imprompt.training.order import generator_at
-from imprompt.training.task import Draw, map_tensors
+from imprompt.training.loop.distributed import Processes
+from imprompt.training.loop.order import generator_at
+from imprompt.training.loop.task import Draw, map_tensors
+from imprompt.training.objective.noise import NoiseProcess
 
 VALIDATION_SEED = 81_549_300
 """Of noise, views and timesteps; the same in all runs, and far from the seeds that people give to training."""

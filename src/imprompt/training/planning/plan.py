@@ -16,17 +16,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imprompt.adapter.adapter import Adapter
 from imprompt.encoders.vision import VisionEncoder
-from imprompt.training.adapter_task import AdapterTask, layer_of
+from imprompt.training.adapters.initial import initial_adapter
+from imprompt.training.adapters.inputs import CROP, FEATURES, AdapterBatch, References, Targets
+from imprompt.training.adapters.stores import encoder_folder
+from imprompt.training.adapters.task import AdapterTask, layer_of
 from imprompt.training.bases import FrozenBase, base_of
 from imprompt.training.config import TrainConfig
-from imprompt.training.initial import initial_adapter
-from imprompt.training.inputs import CROP, FEATURES, AdapterBatch, References, Targets
-from imprompt.training.noise import DiscreteNoise, FlowNoise, noise_process
-from imprompt.training.order import BatchOrder
-from imprompt.training.skeleton import META, fused_attention, skeleton_encoder, skeleton_pipeline
-from imprompt.training.stores import encoder_folder
-from imprompt.training.task import Draw
-from imprompt.training.visitors import idle_parts
+from imprompt.training.feedback.visitors import idle_parts
+from imprompt.training.loop.order import BatchOrder
+from imprompt.training.loop.task import Draw
+from imprompt.training.objective.noise import DiscreteNoise, FlowNoise, noise_process
+from imprompt.training.planning.skeleton import META, fused_attention, skeleton_encoder, skeleton_pipeline
 
 GIB = 2**30
 LIBRARIES = 0.6 * GIB

@@ -19,14 +19,14 @@ from imprompt.adapter.spec import AdapterSpec, NullImage
 from imprompt.core.errors import CheckpointError, EncoderMismatch
 from imprompt.encoders.base import Layer
 from imprompt.encoders.vision import VisionEncoder
+from imprompt.training.adapters.inputs import CROP, FEATURES, AdapterBatch
 from imprompt.training.bases import FrozenBase, Texts
 from imprompt.training.features.store import FeatureStore
-from imprompt.training.feedback import Feedback
-from imprompt.training.inputs import CROP, FEATURES, AdapterBatch
-from imprompt.training.noise import NoiseProcess
-from imprompt.training.objective import row_errors
-from imprompt.training.order import BatchOrder
-from imprompt.training.task import Draw
+from imprompt.training.feedback.feedback import Feedback
+from imprompt.training.loop.order import BatchOrder
+from imprompt.training.loop.task import Draw
+from imprompt.training.objective.noise import NoiseProcess
+from imprompt.training.objective.objective import row_errors
 
 Nulls = Mapping[str, Float[Tensor, "1 *length width"]]
 
@@ -51,7 +51,7 @@ class Inputs(Protocol):
 
 
 class AdapterTask:
-    """Noisy latents, captions and references; see `imprompt.training.task.Task`.
+    """Noisy latents, captions and references; see `imprompt.training.loop.task.Task`.
 
     Attributes:
         model: The adapter, in single precision.
@@ -135,11 +135,11 @@ class AdapterTask:
         return batch.with_references(permutation)
 
     def preview(self, step: int) -> Mapping[str, float] | None:
-        """Whatever feedback is due; see `imprompt.training.feedback`."""
+        """Whatever feedback is due; see `imprompt.training.feedback.feedback`."""
         return None if self.feedback is None else self.feedback.after(step)
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Write the adapter in the official layout, and read it back; see `imprompt.training.task.Exports`.
+        """Write the adapter in the official layout, and read it back; see `imprompt.training.loop.task.Exports`.
 
         Raises:
             CheckpointError: What was read is not what was written.

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from imprompt.training.order import BatchOrder, generator_at
+from imprompt.training.loop.order import BatchOrder, generator_at
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 from imprompt.adapter.adapter import Adapter
 from imprompt.core.errors import ImpromptError, first_line
 from imprompt.core.files import atomic_write
-from imprompt.training.distributed import Processes
-from imprompt.training.report import GAIN, LOSS, REPORT, SHEETS, write_report
-from imprompt.training.sheets import SheetPainter
-from imprompt.training.validation import Estimate, ValidationPlan, ValidationResult, ValidationTask, validate
+from imprompt.training.feedback.report import GAIN, LOSS, REPORT, SHEETS, write_report
+from imprompt.training.feedback.sheets import SheetPainter
+from imprompt.training.feedback.validation import Estimate, ValidationPlan, ValidationResult, ValidationTask, validate
+from imprompt.training.loop.distributed import Processes
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from imprompt.core.errors import ImageError
 from imprompt.encoders.preprocess import Preprocessing, prepare_pixels
+from imprompt.training.adapters.inputs import BadSample, References, Targets
 from imprompt.training.data.buckets import Buckets, Shape, told_of, view_of
 from imprompt.training.data.manifest import Manifest
 from imprompt.training.data.references import augmented
 from imprompt.training.features.store import FeatureStore
-from imprompt.training.inputs import BadSample, References, Targets
-from imprompt.training.task import Draw
+from imprompt.training.loop.task import Draw
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from imprompt.training.config import DropoutConfig
-from imprompt.training.task import Draw
+from imprompt.training.loop.task import Draw
 
 
 def draw_dropout(config: DropoutConfig, draw: Draw) -> tuple[Bool[Tensor, " rows"], Bool[Tensor, " rows"]]:

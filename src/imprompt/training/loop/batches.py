@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from imprompt.core.errors import ImpromptError
 from imprompt.training.config import LoopConfig
-from imprompt.training.distributed import Processes
-from imprompt.training.order import BatchOrder
-from imprompt.training.task import Draw, Task, map_tensors
+from imprompt.training.loop.distributed import Processes
+from imprompt.training.loop.order import BatchOrder
+from imprompt.training.loop.task import Draw, Task, map_tensors
 
 GRACE_SECONDS = 60
 """How long a worker goes on after SIGTERM, if the run does not end it."""

@@ -22,8 +22,8 @@ from imprompt.generation.generate import generate
 from imprompt.generation.request import Request
 from imprompt.prompts.image_prompt import ImagePrompt
 from imprompt.training.config import ValidationConfig
-from imprompt.training.validation import undisturbed
-from imprompt.training.visitors import Visitors
+from imprompt.training.feedback.validation import undisturbed
+from imprompt.training.feedback.visitors import Visitors
 
 CELL = 160  # side of a picture on the sheet, in pixels
 IMAGE_ALONE = "image alone"

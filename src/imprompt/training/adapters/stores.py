@@ -10,9 +10,10 @@ from imprompt.core.errors import EncoderMismatch
 from imprompt.core.weights import resolve_folder
 from imprompt.encoders.vision import FILES
 from imprompt.generation.pipelines import is_embedded
+from imprompt.training.adapters.initial import FACE_WIDTH, LAYER, VARIANTS
+from imprompt.training.adapters.inputs import CROP, FEATURES
 from imprompt.training.config import AdapterConfig, TrainConfig
 from imprompt.training.data.manifest import Manifest, open_manifest
-from imprompt.training.distributed import Processes
 from imprompt.training.features.compute import compute_features
 from imprompt.training.features.jobs import FeatureJob, default_root, plan_store
 from imprompt.training.features.latents import LatentsJob
@@ -20,9 +21,8 @@ from imprompt.training.features.pictures import FaceJob, PictureJob
 from imprompt.training.features.store import FeatureStore, find_store
 from imprompt.training.features.texts import TextJob
 from imprompt.training.features.work import ComputeOptions
-from imprompt.training.initial import FACE_WIDTH, LAYER, VARIANTS
-from imprompt.training.inputs import CROP, FEATURES
-from imprompt.training.meter import feature_bar
+from imprompt.training.loop.distributed import Processes
+from imprompt.training.loop.meter import feature_bar
 from imprompt.training.overrides import ConfigError
 
 LATENTS, TEXT = "latents", "text"

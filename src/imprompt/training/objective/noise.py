@@ -11,7 +11,8 @@ from torch import Tensor
 
 from imprompt.core.errors import ImpromptError
 from imprompt.training.config import ObjectiveConfig
-from imprompt.training.objective import (
+from imprompt.training.loop.task import Draw
+from imprompt.training.objective.objective import (
     add_flow_noise,
     add_noise,
     discrete_timesteps,
@@ -23,7 +24,6 @@ from imprompt.training.objective import (
     training_target,
     warp_places,
 )
-from imprompt.training.task import Draw
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 

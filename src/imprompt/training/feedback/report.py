@@ -14,10 +14,10 @@ from urllib.parse import quote
 from imprompt.core.errors import ImpromptError
 from imprompt.core.files import atomic_write
 from imprompt.core.svg import Curve, Number, curve_chart, number_text
-from imprompt.training.checkpointing import MANIFEST
 from imprompt.training.data.quarantine import Quarantine
-from imprompt.training.report_page import SLIDER, STYLE
-from imprompt.training.tracking import LOG, flatten
+from imprompt.training.feedback.report_page import SLIDER, STYLE
+from imprompt.training.loop.checkpointing import MANIFEST
+from imprompt.training.loop.tracking import LOG, flatten
 
 REPORT = "report.html"
 SHEETS = "sheets"

@@ -14,25 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imprompt.training.batches import Portion, read_portions, split_batch
-from imprompt.training.checkpointing import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from imprompt.training.config import LoopConfig, OptimizerConfig
-from imprompt.training.distributed import Processes, connect, join_gradients
-from imprompt.training.ema import ExponentialMovingAverage
 from imprompt.training.errors import OtherRun
-from imprompt.training.meter import LossWatch, Meter, memory_gigabytes, progress_bar, record_divergence
-from imprompt.training.optimizers import (
+from imprompt.training.loop.batches import Portion, read_portions, split_batch
+from imprompt.training.loop.checkpointing import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from imprompt.training.loop.distributed import Processes, connect, join_gradients
+from imprompt.training.loop.ema import ExponentialMovingAverage
+from imprompt.training.loop.meter import LossWatch, Meter, memory_gigabytes, progress_bar, record_divergence
+from imprompt.training.loop.optimizers import (
     autocast_format,
     build_optimizer,
     optimizer_tensors,
     restore_optimizer,
     trainable,
 )
-from imprompt.training.order import generator_at
-from imprompt.training.schedule import learning_rate_factor
-from imprompt.training.stopping import StopRequests, stop_requests
-from imprompt.training.task import Exports, Task
-from imprompt.training.tracking import Tracking, flatten
+from imprompt.training.loop.order import generator_at
+from imprompt.training.loop.schedule import learning_rate_factor
+from imprompt.training.loop.stopping import StopRequests, stop_requests
+from imprompt.training.loop.task import Exports, Task
+from imprompt.training.loop.tracking import Tracking, flatten
 
 logger = logging.getLogger(__name__)
 

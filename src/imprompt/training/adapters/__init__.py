@@ -1,0 +1,1 @@
+"""Training image prompt adapters: what is trained, on what, from what."""

@@ -1,0 +1,1 @@
+"""What a run tells of itself: validation, contact sheets, a report."""

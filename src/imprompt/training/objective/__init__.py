@@ -1,0 +1,1 @@
+"""What is minimised, as pure functions: noise, targets, weights, dropped conditions."""
