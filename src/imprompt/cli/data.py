@@ -12,7 +12,12 @@ import typer
 if TYPE_CHECKING:
     from imprompt.training.data.manifest import Manifest
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Gather, check and see training data.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Gather, check and see training data.",
+)
 
 
 class References(StrEnum):

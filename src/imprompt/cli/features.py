@@ -1,6 +1,7 @@
 """`imprompt features`: latents and features of references, computed once for any number of training runs."""
 
 from enum import StrEnum
+from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -89,7 +90,7 @@ def features(  # noqa: PLR0913  (a command's options are its parameters)
         typer.echo(summary(job.kind, computed))
 
 
-features.__doc__ = f"{features.__doc__}\n{EXAMPLES}"
+features.__doc__ = f"{cleandoc(features.__doc__ or '')}\n{EXAMPLES}"
 
 
 def summary(kind: str, computed: "Computed") -> str:

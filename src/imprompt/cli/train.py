@@ -1,8 +1,11 @@
 """`imprompt train`: an adapter from a folder of pictures."""
 
+from inspect import cleandoc
 from typing import Annotated
 
 import typer
+
+from imprompt.core.errors import PromptError
 
 EXAMPLES = """
 Examples:
@@ -29,7 +32,7 @@ def train(
     plan: Annotated[
         bool, typer.Option("--plan", help="Tell what the run will need and stop; no weights are read.")
     ] = False,
-    devices: Annotated[int, typer.Option(min=1, help="Devices to plan for.")] = 1,
+    devices: Annotated[int | None, typer.Option(min=1, help="Devices to plan for; one by default.")] = None,
 ) -> None:
     """Train an image prompt adapter on a frozen base, or go on where a run was stopped or killed.
 
@@ -50,16 +53,23 @@ def train(
     from imprompt.cli.progress import quiet_libraries
 
     quiet_libraries()
+    if devices is not None and not plan:
+        raise PromptError("--devices says for how many to plan; give --plan too, or start the run with torchrun")
     if plan:
         from imprompt.training.planning.plan import describe
         from imprompt.training.planning.plan import plan as plan_run
 
-        typer.echo("\n".join(describe(plan_run(config, devices))))
+        typer.echo("\n".join(describe(plan_run(config, devices or 1))))
         return
     from imprompt.training.run import train as run
 
     finished = run(config)
-    typer.echo(f"{finished.step:,} steps; adapter: {finished.adapter}; report: {config.loop.output / 'report.html'}")
+    if finished.is_main:
+        wanted, report = config.loop.num_steps, config.loop.output / "report.html"
+        how_far = f"{finished.step:,} steps"
+        if finished.step < wanted:
+            how_far = f"stopped at step {finished.step:,} of {wanted:,}, the same command goes on"
+        typer.echo(f"{how_far}; adapter: {finished.adapter}; report: {report}")
 
 
-train.__doc__ = f"{train.__doc__}\n{EXAMPLES}"
+train.__doc__ = f"{cleandoc(train.__doc__ or '')}\n{EXAMPLES}"

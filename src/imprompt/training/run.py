@@ -62,10 +62,12 @@ class Finished:
     Attributes:
         step: Steps taken since it began.
         adapter: The adapter's file, in the official layout.
+        is_main: Whether this is the process that writes and tells, of those that trained.
     """
 
     step: int
     adapter: Path
+    is_main: bool = True
 
 
 def train(config: TrainConfig) -> Finished:
@@ -100,7 +102,7 @@ class Run:
         with self.task.attachment:
             step = Trainer(self.task, config.loop, config.optimizer, self.options).train()
             path = self.processes.on_main(self.hand_on)
-        return Finished(step, path or self.adapter_file)
+        return Finished(step, path or self.adapter_file, self.processes.is_main)
 
     @cached_property
     def processes(self) -> Processes:
@@ -348,6 +350,16 @@ def groups_of(manifest: Manifest, members: Int[Tensor, " members"]) -> Int[Tenso
 
 
 def save_config(config: TrainConfig) -> None:
-    """Write the resolved configuration into the run's folder; `imprompt train FILE` takes it up again."""
-    with atomic_write(config.loop.output / CONFIG) as path:
-        path.write_text(config.model_dump_json(indent=2) + "\n")
+    """Write the resolved configuration into the run's folder; `imprompt train FILE` takes it up again.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
+    """
+    try:
+        with atomic_write(config.loop.output / CONFIG) as path:
+            path.write_text(config.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"loop.output is '{config.loop.output}', where nothing can be written ({error.strerror}); give a folder "
+            "that can be written to"
+        ) from error

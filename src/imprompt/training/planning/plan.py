@@ -174,8 +174,8 @@ def describe(plan: Plan) -> list[str]:
     lines += [f"  {name:34s} {number / 1e6:10.1f} M parameters" for name, number in plan.parameters.items()]
     lines += ["", "memory of each device"]
     for part in plan.memory:
-        lines.append(f"  {part.name:34s} {part.num_bytes / GIB:10.2f} GiB{' (assumed)' if part.is_estimate else ''}")
-    lines += [f"  {'all':34s} {plan.num_bytes / GIB:10.2f} GiB", "", "arithmetic of a sample"]
+        lines.append(f"  {part.name:34s} {part.num_bytes / GIB:10.3f} GiB{' (assumed)' if part.is_estimate else ''}")
+    lines += [f"  {'all':34s} {plan.num_bytes / GIB:10.3f} GiB", "", "arithmetic of a sample"]
     lines += [f"  {name:34s} {value / 1e9:10.1f} GFLOP" for name, value in plan.flops.items() if value]
     lines += [f"  {'a step':34s} {plan.flops_per_step / 1e12:10.2f} TFLOP", ""]
     low, high = UTILISATION
@@ -188,7 +188,7 @@ def describe(plan: Plan) -> list[str]:
         fits = "fits" if plan.fits(accelerator) else "does not fit"
         lines.append(
             f"  {accelerator.name:12s} {rates[0]:8.1f} to {rates[1]:8.1f} images/s, "
-            f"{hours[0]:8.1f} to {hours[1]:8.1f} h, {fits}"
+            f"{hours[0]:9.2f} to {hours[1]:9.2f} h, {fits}"
         )
     return lines
 
