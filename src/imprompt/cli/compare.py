@@ -22,7 +22,8 @@ def compare(
     from imprompt.evaluation.results import compare as compare_results
     from imprompt.evaluation.results import read_results
 
-    for row in compare_results(read_results(first), read_results(second)):
+    before, after = read_results(first), read_results(second)
+    for row in compare_results(before, after):
         metric, (arm, scale), change = METRICS[row.metric], row.series, row.change
         better = None if metric.higher_is_better is None else (change.mean > 0) == metric.higher_is_better
         word = (
@@ -30,8 +31,17 @@ def compare(
             if not change.excludes_zero
             else {True: "better", False: "worse", None: "other"}[better]
         )
-        where = f"{arm} {scale:g}" if arm == "adapter" else arm
+        where = told(arm, scale)
         typer.echo(
             f"{metric.title:18s} {where:14s} {row.first.mean:.4f} -> {row.second.mean:.4f}  "
             f"change {change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]  {word}"
         )
+    alone = sorted({*before.series()} ^ {*after.series()})
+    if alone:
+        names = ", ".join(told(arm, scale) for arm, scale in alone)
+        typer.echo(f"not compared, since only one of the two has it: {names}", err=True)
+
+
+def told(arm: str, scale: float) -> str:
+    """Who drew, and at which weight."""
+    return f"{arm} {scale:g}" if arm == "adapter" else arm

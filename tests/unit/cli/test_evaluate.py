@@ -120,6 +120,14 @@ def test_compare_tells_what_is_real(evaluate, run, tmp_path):
     file.write_text(json.dumps(content))
     code, _, err = run("compare", "before", "after")
     assert code == 1 and "not the same network" in err
+    content["judges"]["clip"]["fingerprint"] = json.loads((tmp_path / "before/results.json").read_text())["judges"][
+        "clip"
+    ]["fingerprint"]
+    for row in content["rows"]:
+        row["scale"] = 0.5 if row["arm"] == "adapter" else row["scale"]
+    file.write_text(json.dumps(content))
+    code, _, err = run("compare", "before", "after")
+    assert code == 0 and "only one of the two has it: adapter 0.5, adapter 1" in err
     code, _, err = run("compare", "before", "nowhere")
     assert code == 1 and "no results.json" in err
 
