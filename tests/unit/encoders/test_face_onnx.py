@@ -198,7 +198,7 @@ def test_a_network_that_fails_when_it_runs(tmp_path: Path) -> None:
 
 
 def test_licences_are_stated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="imprompt"):
         assert OnnxDetector(faces.YUNET).spec.licence == "MIT"
         OnnxEmbedder(faces.arcface(tmp_path / "mine.onnx"))
     known, unknown = caplog.records

@@ -198,7 +198,7 @@ def test_the_vision_half_of_a_whole_model(kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = whole.get_image_features(pixel_values=pixels)
     wanted = wanted if isinstance(wanted, torch.Tensor) else wanted.pooler_output
-    assert torch.allclose(encoder._features(pixels, "image_embeds", -2), wanted, atol=1e-6)
+    assert torch.allclose(encoder.encode_pixels(pixels, "image_embeds", -2), wanted, atol=1e-6)
 
 
 def test_a_patch_wise_siglip2_is_refused(tmp_path: Path) -> None:

@@ -128,5 +128,5 @@ def test_every_field_is_saved():
     assert {field.name for field in fields(ImagePrompt)} - {"_"} == {
         "image", "features", "weight", "mask", "start", "end", "fit", "adapter", "blocks", "second_weight", "unit",
         "curve", "combine", "image_weights", "negative", "feather", "focus", "detail", "detail_weight", "attention",
-        "origin", "face", "crop_features", "structure",
+        "origin", "face", "crop_features", "structure", "subtract", "subtract_weight", "compat",
     }  # fmt: skip
