@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from imprompt.core.errors import CheckpointError, EncoderMismatch, first_line
 from imprompt.core.weights import resolve_folder
 from imprompt.encoders.base import EncoderSpec
-from imprompt.encoders.vision import half_config
+from imprompt.encoders.vision import load_half
 
 FILES = (
     "config.json",
@@ -96,23 +96,14 @@ class TextEncoder:
         """
         folder = resolve_folder(repo_or_path, patterns=FILES)
         try:
-            model_class: Any = transformers.CLIPTextModelWithProjection
-            model, report = model_class.from_pretrained(
-                folder,
-                config=half_config(folder, model_class.config_class),
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+            model, missing = load_half(folder, transformers.CLIPTextModelWithProjection, dtype)
             tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers raises whatever its parsers do
             raise CheckpointError(
                 f"'{folder}' holds no CLIP text tower that can be read ({first_line(error)}); it needs config.json, "
                 "model.safetensors and the tokenizer's files."
             ) from error
-        if report["missing_keys"]:
-            missing = sorted(report["missing_keys"])
+        if missing:
             raise CheckpointError(
                 f"the text tower in '{folder}' lacks {len(missing)} tensors, as '{missing[0]}'; take a whole CLIP, or "
                 "a CLIPTextModelWithProjection."

@@ -221,22 +221,27 @@ def _load_model(folder: Path, kind: TowerKind, dtype: torch.dtype) -> Any:
     """Load a tower by its own class: no code comes with a folder, and no pickle is opened."""
     model_class = getattr(transformers, kind.model_class)
     try:
-        config = half_config(folder, model_class.config_class)
-        model, report = model_class.from_pretrained(
-            folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        model, missing = load_half(folder, model_class, dtype)
     except Exception as error:  # transformers raises whatever its parsers do: OSError, ValueError, SafetensorError, ...
         raise CheckpointError(
             f"'{folder}' holds no {kind.title} vision encoder that can be read ({first_line(error)}); it needs "
             "config.json and model.safetensors."
         ) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    if missing:
         raise CheckpointError(
             f"The image encoder in '{folder}' lacks {len(missing)} tensors, as '{missing[0]}'; take a whole "
             f"{kind.model_class}."
         )
     return model
+
+
+def load_half(folder: Path, model_class: Any, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """One half of a model from a folder of it or of the whole, and the names of tensors that the folder lacks."""
+    config = half_config(folder, model_class.config_class)
+    model, report = model_class.from_pretrained(
+        folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    return model, sorted(report["missing_keys"])
 
 
 def half_config(folder: Path, config_class: Any) -> Any:

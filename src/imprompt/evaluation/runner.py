@@ -49,8 +49,10 @@ def draw_share(  # noqa: PLR0913  (who draws what, where, and which part of it)
     items = items_in(protocol, source, limit)
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder, protocol, models_of(pipe, attachment), list(dict.fromkeys(item.case for item in items)))
-    draw(pipe, attachment, share_of(items, *share), protocol, folder, batch_size=batch_size, progress=progress)
-    return sum(not is_drawn(folder, item) for item in items)
+    own = share_of(items, *share)
+    draw(pipe, attachment, own, protocol, folder, batch_size=batch_size, progress=progress)
+    drawn = {item.key for item in own if item.arm != "copy"}  # each was checked or written just now
+    return sum(not is_drawn(folder, item) for item in items if item.key not in drawn)
 
 
 def score(

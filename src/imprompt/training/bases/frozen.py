@@ -1,5 +1,6 @@
 """What all frozen bases share: a pipeline whose parts encode texts and pictures, and a denoiser that predicts."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from imprompt.training.config import BaseModelConfig
 Texts = dict[str, Tensor]
 
 
-class FrozenBase:
+class FrozenBase(ABC):
     """A denoiser that image prompts are trained on, and what stands around it; nothing of it is trained.
 
     Attributes:
@@ -99,6 +100,7 @@ class FrozenBase:
         latents = _latents_of(vae.encode(pixels.to(weight.device, weight.dtype))).float()
         return scaled(latents, vae.config)
 
+    @abstractmethod
     def predict(
         self,
         noisy: Float[Tensor, "batch channels rows columns"],
@@ -114,7 +116,6 @@ class FrozenBase:
             text: What `encode_text` gave.
             sizes: Original size, crop and target size of each picture, for bases that read them.
         """
-        raise NotImplementedError
 
 
 def scaled(latents: Tensor, config: Any) -> Tensor:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from imprompt.training.data.sources import by_name, recognise
 from imprompt.training.data.sources.records import Unit
-from imprompt.training.data.table import REFERENCE, SCHEMA, Loss, Sample, pc, table_of
+from imprompt.training.data.table import SCHEMA, Loss, Sample, pc, table_of
 from imprompt.training.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -198,8 +198,3 @@ def _smallest(keys: list[str], fraction: float) -> np.ndarray:
         return np.zeros(len(keys), bool)
     border = max(fraction, np.nextafter(min(places.values()), 1.0))
     return np.array([places[key] < border for key in keys], bool)
-
-
-def count_targets(table: pa.Table) -> int:
-    """How many samples are no mere references."""
-    return int(pc.sum(pc.not_equal(table["split"], REFERENCE)).as_py() or 0)
