@@ -3,7 +3,8 @@
     python benchmarks/train_tutorial.py [--keep FOLDER]
 
 It reads them off the page, so that the page cannot say what does not run. On a machine that does other things as well,
-look at processor seconds. The reference gain is that of the run's last validation.
+look at processor seconds. Below stands what the run's validations told; with --keep, `sheet.png` shows the reference
+and the picture.
 """
 
 import argparse
@@ -17,6 +18,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from PIL import Image
+
+from imprompt.core.sheet import contact_sheet
 
 PAGE = Path(__file__).parents[1] / "docs" / "guide" / "train.md"
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -55,6 +60,10 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def _told(line: dict[str, float], name: str) -> str:
+    return f"{line[f'validation/{name}']:.3f} ± {line[f'validation/{name}_error']:.3f}"
+
+
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -66,10 +75,13 @@ def main() -> None:
         total = sum(seconds for _, seconds in run(folder))
         log = (folder / "runs" / "emoji-plus" / "log.jsonl").read_text().splitlines()
         gains = [line for line in map(json.loads, log) if line.get("validation/reference_gain") is not None]
-        gain, error = (gains[-1][f"validation/reference_gain{end}"] for end in ("", "_error"))
         assert (folder / "monster.png").is_file()
         print(f"| all | {total:.0f} | {_processor_seconds():.0f} |")
-        print(f"reference gain {gain:.3f} ± {error:.3f} at step {gains[-1]['step']}")
+        print("\n| step | validation loss | reference gain |\n|---:|---:|---:|")
+        for line in gains:
+            print(f"| {line['step']} | {_told(line, 'loss')} | {_told(line, 'reference_gain')} |")
+        reference, made = (Image.open(folder / name) for name in ("monsters/003.png", "monster.png"))
+        contact_sheet([[reference, made]], ["reference", f"after {gains[-1]['step']} steps"]).save(folder / "sheet.png")
         print("within ten minutes" if total < LIMIT else "longer than ten minutes")
 
 

@@ -1,10 +1,23 @@
-"""How well pictures follow edges, colours, a look or references, by plain arithmetic and the embedded encoder."""
+"""How well pictures follow edges, colours, a look or references, by plain arithmetic and the embedded encoder.
+
+Each figure is logged as well, so that `pytest tests/e2e/test_structure.py --log-cli-level=INFO` prints them.
+"""
+
+import logging
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from imprompt.emoji.conditions import colour_cells, edge_maps
+
+logger = logging.getLogger(__name__)
+
+
+def told(name, value):
+    """A figure, which is logged."""
+    logger.info("%s: %.3f", name, value)
+    return value
 
 
 def as_tensor(pictures):
@@ -16,12 +29,14 @@ def edge_agreement(pictures, edges):
     """Mean correlation of the edges of pictures with those they should have, both a little blurred; at most 1."""
     ours, wanted = (functional.avg_pool2d(part.float(), 4).flatten(1) for part in (edge_maps(pictures), edges[:, :1]))
     ours, wanted = (part - part.mean(dim=1, keepdim=True) for part in (ours, wanted))
-    return functional.cosine_similarity(ours, wanted).mean().item()
+    return told("edge agreement", functional.cosine_similarity(ours, wanted).mean().item())
 
 
 def colour_error(pictures, grids):
     """Mean distance of the cells' colours from those they should have, of a range of 1."""
-    return (colour_cells(pictures).float() - colour_cells(grids).float()).abs().mean().item() / 255
+    return told(
+        "colour error", (colour_cells(pictures).float() - colour_cells(grids).float()).abs().mean().item() / 255
+    )
 
 
 def distance_from_look(pictures, look):
@@ -29,7 +44,7 @@ def distance_from_look(pictures, look):
     ink, paper = torch.tensor(look.ink) / 255, torch.tensor(look.paper) / 255
     pixels = pictures.permute(0, 2, 3, 1).reshape(-1, 3) / 255 - ink
     share = (pixels @ (paper - ink) / (paper - ink).square().sum()).clamp(0, 1)
-    return (pixels - share[:, None] * (paper - ink)).norm(dim=1).mean().item()
+    return told("distance from the look", (pixels - share[:, None] * (paper - ink)).norm(dim=1).mean().item())
 
 
 def likeness(encoder, pictures, references):
@@ -40,7 +55,7 @@ def likeness(encoder, pictures, references):
     ours, theirs = _embed(encoder, pictures), _embed(encoder, references)
     cosines = functional.cosine_similarity(ours[:, None], theirs[None], dim=-1)
     others = cosines[~torch.eye(len(cosines), dtype=torch.bool)]
-    return (cosines.diagonal().mean() - others.mean()).item()
+    return told("likeness", (cosines.diagonal().mean() - others.mean()).item())
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from imprompt.prompts import Box
 from imprompt.recipes.emoji import custom, dataset
 from imprompt.recipes.emoji.looks import BLUEPRINT, SEPIA
 from imprompt.recipes.emoji.sources import Subject
-from tests.e2e.measures import as_tensor, colour_error, distance_from_look, edge_agreement, likeness
+from tests.e2e.measures import as_tensor, colour_error, distance_from_look, edge_agreement, likeness, told
 
 pytestmark = [
     pytest.mark.slow,
@@ -180,8 +180,8 @@ def test_inpainting_changes_the_masked_half_alone():
     made, alone = (part / 255 for part in (follow(pipe, **options), sample(pipe, **options)))
     shapes, change = as_tensor(SHAPES) / 255, (made - alone).abs()
     assert (made - shapes)[..., :24].abs().mean() < 0.06  # what the autoencoder loses
-    assert change[..., :24].mean() < 0.01
-    assert change[..., 40:].mean() > 0.06
+    assert told("change outside", change[..., :24].mean()) < 0.01
+    assert told("change inside", change[..., 40:].mean()) > 0.06
 
 
 def test_regions_confine_references_on_a_lora(lora):
@@ -192,4 +192,4 @@ def test_regions_confine_references_on_a_lora(lora):
         return follow(lora, rows=[[ImagePrompt([one, other], mask=[left, right])] for one, other in pairs]).float()
 
     change = (beside(SHAPES) - beside(REFERENCES)).abs()
-    assert change[..., 40:].mean() > 3 * change[..., :24].mean()
+    assert told("change inside", change[..., 40:].mean()) > 3 * told("change outside", change[..., :24].mean())
