@@ -44,7 +44,7 @@ style) pairs; no part of this model saw them. `references/` holds some of the fo
 
 `imprompt emoji data`, then `imprompt emoji train clip | autoencoder | unet | adapter-global | adapter-plus`, then
 `imprompt emoji bundle`. The vision tower is trained against captions and distilled from EfficientNet-Lite0 (ImageNet);
-the denoiser predicts velocities under zero terminal SNR, and its text tower is trained on with it; the adapters are
+the denoiser predicts velocities under zero terminal SNR, and its text tower is trained with it; the adapters are
 trained as in arXiv 2308.06721: frozen base, keys and values started from the text's, image, text and both dropped 5 %
 each. On the packaged base follow `imprompt emoji train controlnet | t2i-adapter | lora | finetune`, all without image
 prompts; `imprompt emoji bundle --parts` packages the first three. Digits behind a stage's name are the first of the

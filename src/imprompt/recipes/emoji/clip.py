@@ -1,12 +1,12 @@
 """Stages 1a and 1b: a CLIP pair for 64-pixel pictures, with a real ImageNet network as its teacher.
 
-The text tower gives the denoiser its words; the vision tower gives adapters their features. Contrast with captions
-alone would let the vision tower forget what adapters need, so heads that are not shipped ask more of it: the pooled
-embedding must tell the teacher's features and an 8 x 8 thumbnail, and every patch token of the penultimate layer the
-colours of its own patch and, four by four, the teacher's local features.
+The vision tower gives adapters their features; the text tower is there for contrast and does not ship. Contrast with
+captions alone would let the vision tower forget what adapters need, so heads that do not ship either ask more of it:
+the pooled embedding must tell the teacher's features and an 8 x 8 thumbnail, and every patch token of the penultimate
+layer the colours of its own patch and, four by four, the teacher's local features.
 
-The denoiser's stage trains its own copy of the text tower on; the vision tower may be trained on, beside a frozen text
-tower, until adapters read it.
+The denoiser's stage trains a text tower of its own; the vision tower may be trained on, beside a frozen text tower,
+until adapters read it.
 """
 
 from dataclasses import dataclass
@@ -326,10 +326,10 @@ def retrieval(
 
 
 def run(config: CLIPStageConfig) -> Path:
-    """Train both towers and hand on their averaged weights in transformers' layout.
+    """Train both towers and hand on the vision tower's averaged weights in transformers' layout.
 
     Returns:
-        Folder with `clip_text_encoder`, `image_encoder` and `feature_extractor`.
+        Folder with `image_encoder` and `feature_extractor`.
     """
     torch.manual_seed(config.loop.seed)
     pictures = dataset.load(everything=config.everything)
@@ -350,13 +350,11 @@ def _continue_from_first_stage(pair: CLIPPair) -> None:
 
 
 def export(pair: CLIPPair, config: CLIPStageConfig) -> Path:
-    """Write the towers where the later stages look for them."""
+    """Write the vision tower where the later stages look for it."""
     weights = load_averaged_weights(config.loop.output)
     if weights is not None:
         pair.load_state_dict(weights)
     target = models_folder()
-    if not config.vision_only:
-        pair.text.save_pretrained(target / "clip_text_encoder")
     pair.vision.save_pretrained(target / "image_encoder")
     image_processor().save_pretrained(target / "feature_extractor")
     return target

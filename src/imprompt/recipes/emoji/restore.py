@@ -1,7 +1,7 @@
 """The way back from a bundle: on a new machine, training goes on from the weights that shipped last.
 
 What the bundle holds becomes the finished models, in single precision, and checkpoint 0 of every stage that can go on
-from it. Three things do not ship: optimizer states, the heads of the CLIP stage and the projection of its text tower.
+from it. Three things do not ship: optimizer states, and the heads and the text tower of the CLIP stage.
 So 'unet', 'decoder' and the adapters go on; 'clip' begins anew, and 'vision' needs it first.
 """
 
@@ -14,7 +14,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
 from imprompt.adapter.checkpoint import load_adapter
 from imprompt.core.errors import BundleError
@@ -54,7 +54,6 @@ def restore(bundle: Path) -> Path:
     building = target.with_name(f".{target.name}.part")
     shutil.rmtree(building, ignore_errors=True)
     networks = {name: _widen(kind, bundle / name, building / name) for name, kind in _NETWORKS.items()}
-    _with_projection(networks["text_encoder"]).save_pretrained(building / "clip_text_encoder")
     for name in ("tokenizer", "feature_extractor", "adapters"):
         shutil.copytree(bundle / name, building / name)
     _begin("unet", Denoiser(networks["unet"], networks["text_encoder"]))
@@ -71,13 +70,6 @@ def _widen(kind: Any, source: Path, target: Path) -> Any:
     network = kind.from_pretrained(source, torch_dtype=torch.float32)
     network.save_pretrained(target)
     return network
-
-
-def _with_projection(encoder: CLIPTextModel) -> CLIPTextModelWithProjection:
-    """The text tower as the CLIP stage hands it on; its projection, which no later stage reads, is untrained."""
-    model = CLIPTextModelWithProjection(encoder.config)
-    model.text_model.load_state_dict(encoder.state_dict())
-    return model
 
 
 def _begin(stage: str, model: nn.Module) -> None:

@@ -2,8 +2,7 @@
 
 Its text tower is trained with it from the beginning, as latent diffusion's was, and is not the one of the first stage:
 contrast on so few pictures leaves a tower's states in a few directions, from which a denoiser hardly learns to tell
-subjects apart. In the time of some 15,000 pictures a fresh tower, on whose embeddings small steps tell, catches up with
-what the other had brought it in ten times as many.
+subjects apart. A fresh one has small embeddings, on which the optimizer's steps tell.
 """
 
 from dataclasses import dataclass
