@@ -21,10 +21,11 @@ from imprompt.recipes.emoji.paths import cache_folder, models_folder
 from imprompt.recipes.emoji.pictures import write_pictures
 from imprompt.recipes.emoji.pipeline import build_pipeline
 from imprompt.recipes.emoji.recipe import ENCODER, recipe
-from imprompt.recipes.emoji.stage import stage_loop
+from imprompt.recipes.emoji.stage import plain_attention, stage_loop
 from imprompt.recipes.emoji.unet import load_denoiser
 from imprompt.training.adapters.initial import fresh_adapter
 from imprompt.training.config import BaseModelConfig, LoopConfig, OptimizerConfig, TrainConfig
+from imprompt.training.loop.distributed import resolve_device
 from imprompt.training.run import train
 
 Kind = Literal["global", "plus"]
@@ -54,8 +55,9 @@ class AdapterConfig:
 def default_config(kind: Kind) -> AdapterConfig:
     """The published recipe."""
     config = recipe(kind)
-    loop = stage_loop(f"adapter-{kind}", num_steps=4000, batch_size=32, checkpoint_every=250)
-    return AdapterConfig(kind=kind, loop=loop, optimizer=config.optimizer)
+    loop = stage_loop(f"adapter-{kind}", num_steps=3000, batch_size=32, checkpoint_every=250)
+    optimizer = config.optimizer.model_copy(update={"learning_rate": 1e-3, "schedule": "cosine"})
+    return AdapterConfig(kind=kind, loop=loop, optimizer=optimizer)
 
 
 def build(kind: Kind, unet: UNet2DConditionModel) -> Adapter:
@@ -69,7 +71,8 @@ def run(config: AdapterConfig) -> Path:
     Returns:
         The adapter's file, in the published key layout.
     """
-    finished = train(train_config(config))
+    with plain_attention(resolve_device(config.loop.device)):
+        finished = train(train_config(config))
     target = models_folder() / "adapters" / ADAPTER_FILES[config.kind]
     with atomic_write(target) as path:
         shutil.copy(finished.adapter, path)

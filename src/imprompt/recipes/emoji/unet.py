@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -27,7 +26,6 @@ from imprompt.recipes.emoji.stage import stage_loop, train_stage
 from imprompt.recipes.emoji.tokenizer import END, START, load_tokenizer
 from imprompt.training.config import LoopConfig, OptimizerConfig
 from imprompt.training.loop.checkpointing import load_averaged_weights
-from imprompt.training.loop.distributed import resolve_device
 from imprompt.training.loop.order import BatchOrder
 from imprompt.training.loop.task import Draw
 
@@ -143,8 +141,6 @@ def run(config: UNetConfig) -> Path:
     torch.manual_seed(config.loop.seed)
     pictures = dataset.load(everything=config.everything)
     model = Denoiser(build(), _text_encoder())
-    if resolve_device(config.loop.device).type == "cpu":
-        attend_plainly(model)
     train_stage(UNetTask(model, DiffusionExamples(pictures), config), config)
     return snapshot(config.loop.output)
 
@@ -158,12 +154,6 @@ def load_denoiser() -> Denoiser:
 def _text_encoder() -> CLIPTextModel:
     vocabulary = load_tokenizer().get_vocab()
     return without_projection(build_text(len(vocabulary), vocabulary[START], vocabulary[END]))
-
-
-def attend_plainly(model: Denoiser) -> None:
-    """Attention as products and a softmax: on a processor torch's fused one goes backward in bfloat16 far slower."""
-    model.unet.set_attn_processor(AttnProcessor())
-    model.text_encoder.set_attn_implementation("eager")
 
 
 def snapshot(run_folder: Path | None = None) -> Path:
