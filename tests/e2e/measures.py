@@ -7,9 +7,8 @@ import logging
 
 import numpy as np
 import torch
-from torch.nn import functional
 
-from imprompt.emoji.conditions import colour_cells, edge_maps
+from imprompt.recipes.emoji.evidence.measures import colour_errors, edge_correlations, likenesses
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +25,13 @@ def as_tensor(pictures):
 
 
 def edge_agreement(pictures, edges):
-    """Mean correlation of the edges of pictures with those they should have, both a little blurred; at most 1."""
-    ours, wanted = (functional.avg_pool2d(part.float(), 4).flatten(1) for part in (edge_maps(pictures), edges[:, :1]))
-    ours, wanted = (part - part.mean(dim=1, keepdim=True) for part in (ours, wanted))
-    return told("edge agreement", functional.cosine_similarity(ours, wanted).mean().item())
+    """Mean correlation of the edges of pictures with those they should have; at most 1."""
+    return told("edge agreement", edge_correlations(pictures, edges).mean().item())
 
 
 def colour_error(pictures, grids):
     """Mean distance of the cells' colours from those they should have, of a range of 1."""
-    return told(
-        "colour error", (colour_cells(pictures).float() - colour_cells(grids).float()).abs().mean().item() / 255
-    )
+    return told("colour error", colour_errors(pictures, grids).mean().item())
 
 
 def distance_from_look(pictures, look):
@@ -53,9 +48,7 @@ def likeness(encoder, pictures, references):
     Embeddings are centred, so that what all pictures share (a look, a frame) counts for nothing; 0 is chance.
     """
     ours, theirs = _embed(encoder, pictures), _embed(encoder, references)
-    cosines = functional.cosine_similarity(ours[:, None], theirs[None], dim=-1)
-    others = cosines[~torch.eye(len(cosines), dtype=torch.bool)]
-    return told("likeness", (cosines.diagonal().mean() - others.mean()).item())
+    return told("likeness", likenesses(ours, theirs).mean().item())
 
 
 @torch.no_grad()
