@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from imprompt.adapter.adapter import Adapter
 from imprompt.adapter.checkpoint import load_adapter
+from imprompt.core.devices import chosen_device
 from imprompt.core.errors import BundleError, DownloadError, PromptError, first_line
 from imprompt.core.weights import resolve_file
 
@@ -137,10 +138,8 @@ def set_scheduler(pipe: Any, name: str) -> None:
 
 
 def default_device() -> torch.device:
-    """The accelerator if there is one, else the processor."""
-    if not torch.accelerator.is_available():
-        return torch.device("cpu")
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    """The accelerator if there is one, of several the one whose turn it is under a launcher; else the processor."""
+    return chosen_device()
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

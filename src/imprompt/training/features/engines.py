@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 
-from imprompt.core.errors import ImpromptError
+from imprompt.core.devices import chosen_device
+from imprompt.core.ray import join_cluster, run_tasks
 from imprompt.training.data.manifest import Manifest
 from imprompt.training.features.encode import OnSamples, encode_shards
 from imprompt.training.features.jobs import Encoder, FeatureJob
@@ -23,8 +23,7 @@ EngineName: TypeAlias = Literal["local", "ray"]
 Engine: TypeAlias = Callable[[Work, Sequence[int], OnSamples], None]
 
 _JOBS = tuple(f"imprompt.training.features.{name}" for name in ("latents", "pictures"))
-_RANK_VARIABLES = ("LOCAL_RANK", "SLURM_LOCALID")
-_place = 0  # of this process among those of its pool, which take turns at accelerators
+_place: int | None = None  # of this process among those of its pool, which take turns at accelerators
 
 
 def in_this_process(work: Work, numbers: Sequence[int], on_samples: OnSamples) -> None:
@@ -65,22 +64,9 @@ def on_ray(work: Work, numbers: Sequence[int], on_samples: OnSamples) -> None:
     Raises:
         ImpromptError: Ray is not installed.
     """
-    ray = _import_ray()
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False)
-    accelerated = work.options.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
-    task = ray.remote(num_gpus=1 if accelerated else 0, max_retries=3)(compute_shard)
-    shared = ray.put(work)
-    pending = [task.remote(shared, number) for number in numbers]
-    try:
-        while pending:
-            done, pending = ray.wait(pending)
-            on_samples(sum(ray.get(done)))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, ImpromptError) else error from None
-    finally:
-        for reference in pending:
-            ray.cancel(reference)
+    if numbers:
+        accelerated = work.options.device != "cpu"
+        run_tasks(join_cluster(), compute_shard, work, numbers, on_samples, accelerated=accelerated)
 
 
 def compute_shard(work: Work, number: int) -> int:
@@ -94,24 +80,6 @@ def compute_shard(work: Work, number: int) -> int:
     return stop - start
 
 
-def device_of(name: str, environment: dict[str, str] | None = None) -> torch.device:
-    """The device that a name means.
-
-    Args:
-        name: What torch calls a device, or "auto": the accelerator if there is one, of several the one whose turn it is
-            by the number of this process on its machine.
-        environment: Where that number is read; the process's own by default.
-    """
-    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if name != "auto":
-        return torch.device(name)
-    if kind is None:
-        return torch.device("cpu")
-    variables = os.environ if environment is None else environment
-    place = next((int(variables[name]) for name in _RANK_VARIABLES if name in variables), _place)
-    return torch.device(kind.type, place % torch.accelerator.device_count())
-
-
 def _encoder(work: Work) -> Encoder:
     """The encoder of a job, loaded once in a process."""
     return _load(work.job, work.manifest.path, work.manifest.root, work.options.device)
@@ -119,7 +87,7 @@ def _encoder(work: Work) -> Encoder:
 
 @lru_cache(maxsize=1)
 def _load(job: FeatureJob, manifest: Path, root: Path, device: str) -> Encoder:
-    return job.load(Manifest.read(manifest, root), device_of(device))
+    return job.load(Manifest.read(manifest, root), chosen_device(device, place=_place))
 
 
 def _context() -> Any:
@@ -144,12 +112,3 @@ def _enter(places: Any, stop: Any, num_threads: int) -> None:
 def _end_after(waiting: Callable[[], object]) -> None:
     waiting()
     os._exit(1)
-
-
-def _import_ray() -> Any:
-    try:
-        return import_module("ray")
-    except ImportError as error:
-        raise ImpromptError(
-            "the engine 'ray' needs Ray, which is not installed; pip install 'imprompt[ray]', or take --engine local"
-        ) from error

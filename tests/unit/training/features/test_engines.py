@@ -18,7 +18,6 @@ from imprompt.core.errors import ImpromptError
 from imprompt.training.config import DataConfig
 from imprompt.training.data.manifest import Manifest, write_manifest
 from imprompt.training.features.compute import Computed, compute_features
-from imprompt.training.features.engines import device_of
 from imprompt.training.features.jobs import plan_store
 from imprompt.training.features.latents import LatentsJob
 from imprompt.training.features.pictures import PictureJob
@@ -274,15 +273,6 @@ def test_captions_are_nothing_to_latents(manifest: Manifest, job: LatentsJob, pi
     other = write_manifest(tmp_path, tmp_path / "manifest.parquet")
     assert plan_store(other, job).fingerprint == plan_store(manifest, job).fingerprint
     assert plan_store(manifest, job, 5).fingerprint == plan_store(manifest, job, 100).fingerprint
-
-
-def test_processes_take_turns_at_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    assert device_of("auto", {"LOCAL_RANK": "3"}) == torch.device("cuda:1")
-    assert device_of("auto", {"SLURM_LOCALID": "2"}) == torch.device("cuda:0")
-    assert device_of("cpu", {"LOCAL_RANK": "3"}) == torch.device("cpu")
 
 
 def test_ray_is_asked_for_where_it_is_missing(
