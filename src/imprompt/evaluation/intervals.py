@@ -78,17 +78,57 @@ def bootstrap(
 
 
 def difference(
-    first: dict[Place, float], second: dict[Place, float], *, num_draws: int | None = None, seed: int = 0
+    first: dict[Place, float],
+    second: dict[Place, float],
+    *,
+    num_draws: int | None = None,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Interval:
     """Interval of the mean of `second - first` over the places that both have: the paired bootstrap.
 
     Raises:
         EvaluationError: they share no place.
     """
+    shared = _shared(first, second)
+    changes = [second[place] - first[place] for place in shared]
+    return bootstrap(changes, shared, num_draws=num_draws, seed=seed, level=level)
+
+
+def ratio(
+    first: dict[Place, float],
+    second: dict[Place, float],
+    *,
+    num_draws: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Interval of the mean of `second` over the mean of `first`, at the places that both have.
+
+    Every draw takes the same subjects, prompts and seeds of both, so what they share does not widen the interval.
+
+    Raises:
+        EvaluationError: They share no place, or the mean of `first` may be zero or below, which nothing is a share of.
+    """
+    places = _shared(first, second)
+    below, above = ([values[place] for place in places] for values in (first, second))
+    least = bootstrap(below, places, num_draws=num_draws, seed=seed, level=level)
+    if least.low <= 0:
+        raise EvaluationError(f"the mean to compare with is {least}, which may be zero; a ratio wants more than that")
+    means, others = (
+        _resample(np.asarray(values, dtype=np.float64), places, num_draws, np.random.default_rng(seed))
+        for values in (below, above)
+    )
+    ratios = np.divide(others, means, out=np.full(num_draws, np.inf), where=means > 0)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(_nested_mean(above, places) / least.mean, float(low), float(high), len(places), least.num_groups)
+
+
+def _shared(first: dict[Place, float], second: dict[Place, float]) -> list[Place]:
     shared = sorted(first.keys() & second.keys(), key=repr)
     if not shared:
         raise EvaluationError("the two results share no subject, prompt and seed, so nothing can be compared in pairs")
-    return bootstrap([second[place] - first[place] for place in shared], shared, num_draws=num_draws, seed=seed)
+    return shared
 
 
 def _resample(values: np.ndarray, places: list[Place], num_draws: int, random: np.random.Generator) -> np.ndarray:

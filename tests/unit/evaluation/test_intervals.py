@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from imprompt.evaluation.errors import EvaluationError
-from imprompt.evaluation.intervals import bootstrap, difference
+from imprompt.evaluation.intervals import bootstrap, difference, ratio
 
 
 def test_of_independent_values_it_is_the_normal_interval() -> None:
@@ -79,3 +79,25 @@ def test_nonsense_is_refused(values: list[float], places: list[tuple[int, ...]],
 def test_results_without_a_common_place_are_refused() -> None:
     with pytest.raises(EvaluationError, match="share no"):
         difference({(0,): 1.0}, {(1,): 1.0})
+
+
+def test_a_ratio_of_values_that_rise_and_fall_together_is_certain():
+    values = np.random.default_rng(3).normal(2.0, 1.0, 30)
+    places = [(group, seed) for group in range(10) for seed in range(3)]
+    first = dict(zip(places, values.tolist(), strict=True))
+    found = ratio(first, {place: 0.7 * value for place, value in first.items()}, num_draws=500)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.7, 0.7, 0.7))
+    assert (found.num_values, found.num_groups) == (30, 10)
+
+
+def test_a_ratio_of_independent_values_is_as_wide_as_the_normal_one():
+    random = np.random.default_rng(4)
+    first, second = ({(place,): value for place, value in enumerate(random.normal(5, 1, 400))} for _ in range(2))
+    found = ratio(first, second)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * (2 / 400) ** 0.5 / 5, rel=0.1)
+
+
+def test_nothing_is_a_share_of_what_may_be_zero():
+    first = {(0,): -1.0, (1,): 1.5}
+    with pytest.raises(EvaluationError, match="which may be zero"):
+        ratio(first, first)
