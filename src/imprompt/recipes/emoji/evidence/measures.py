@@ -15,7 +15,7 @@ _BLUR = 4
 
 
 def edge_correlations(
-    pictures: UInt8[Tensor, "pictures 3 height width"], wanted: UInt8[Tensor, "pictures 3 height width"]
+    pictures: UInt8[Tensor, "pictures 3 height width"], wanted: UInt8[Tensor, "pictures channels height width"]
 ) -> Float[Tensor, " pictures"]:
     """Correlation of the edges of pictures with the edges they should have, both a little blurred; at most 1.
 
