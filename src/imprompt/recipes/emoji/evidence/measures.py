@@ -1,9 +1,8 @@
-"""What is measured of pictures, by plain arithmetic: one value a picture, so that intervals and pairs can be made of it.
+"""What is measured of pictures, by plain arithmetic: one value a picture, from which intervals are made.
 
 Features are those of a judge and centred, so that what all pictures share counts for nothing.
 """
 
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
