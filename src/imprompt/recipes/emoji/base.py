@@ -4,6 +4,7 @@ They are trained on what users have, and not on what a running stage has reached
 were trained on it too, and shall work on all of them unchanged.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +27,11 @@ def base_stage(stage: str) -> str:
     return f"{stage}-{base_fingerprint()}"
 
 
-def load_base() -> Denoiser:
-    """The packaged denoiser and its text tower in single precision, frozen."""
-    unet = UNet2DConditionModel.from_pretrained(bundle_folder() / "unet", torch_dtype=torch.float32)
-    text_encoder = CLIPTextModel.from_pretrained(bundle_folder() / "text_encoder", dtype=torch.float32)
+def load_base(bundle: Path | None = None) -> Denoiser:
+    """The packaged denoiser and its text tower, or those of another bundle, in single precision, frozen."""
+    bundle = bundle or bundle_folder()
+    unet = UNet2DConditionModel.from_pretrained(bundle / "unet", torch_dtype=torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(bundle / "text_encoder", dtype=torch.float32)
     return Denoiser(unet, text_encoder).requires_grad_(False).eval()
 
 
