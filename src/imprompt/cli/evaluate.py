@@ -1,6 +1,6 @@
 """`imprompt evaluate`: draw a protocol's pictures, measure them, and show both."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +8,7 @@ import typer
 
 from imprompt.cli.generate import NAMES, attach_adapter, load_base, plain_words
 from imprompt.cli.progress import busy, progress_bar
-from imprompt.cli.split import split_of
+from imprompt.cli.split import Engine, split_of
 from imprompt.core.errors import PromptError
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
         str | None,
         typer.Option(help="Draw one share only, as 1/4; torchrun's and SLURM's ranks are read by themselves."),
     ] = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(help="Who draws: this process, or a Ray cluster, all of whose machines see the same paths."),
+    ] = Engine.LOCAL,
     batch_size: Annotated[int, typer.Option(help="Pictures drawn at once.")] = 4,
     fail_under: Annotated[
         list[str] | None, typer.Option(help="Exit with status 1 where a mean is lower: clip_i=0.7; repeatable.")
@@ -57,6 +61,8 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
     imprompt evaluate dreambench ./subjects --base ./sd15 --adapter ip-adapter-plus_sd15 --judge clip=./clip-vit-l14
 
     imprompt evaluate coco ./coco2017 --base ./sd15 --adapter ip-adapter_sd15 --split 1/8
+
+    imprompt evaluate coco ./coco2017 --base ./sd15 --adapter ip-adapter_sd15 --engine ray
     """
     chosen = _settings(
         protocol,
@@ -71,8 +77,8 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
     judges, least = _pairs(judge, "--judge"), _bounds(fail_under)
     _check_judges(chosen, judges)
     missing, models = _draw(
-        chosen, source, output, {"base": base, "adapter": adapter, "encoder": encoder, "faces": faces},
-        share=split_of(split), limit=limit, batch_size=batch_size,
+        chosen, source, output, Models(base, adapter, encoder, faces, chosen.scheduler),
+        engine=engine, share=split_of(split), limit=limit, batch_size=batch_size,
     )  # fmt: skip
     if missing:
         typer.echo(f"{missing} pictures belong to other shares; run again without --split when all are drawn")
@@ -101,30 +107,57 @@ def _settings(name: str, base: str | None, **given: Any) -> "Protocol":
     return protocol
 
 
+@dataclass(frozen=True)
+class Models:
+    """Base and adapter as they were named; every process loads them for itself.
+
+    Attributes:
+        base: as in `generate`, like the next three.
+        adapter: to put on it.
+        encoder: of the references.
+        faces: folder of face networks.
+        scheduler: sampler; None takes the base's own.
+    """
+
+    base: str | None
+    adapter: str | None
+    encoder: str | None
+    faces: str | None
+    scheduler: str | None
+
+    def __call__(self) -> tuple[Any, Any]:
+        """Load them: the pipeline, and the adapter on it."""
+        pipe = load_base(self.base, self.scheduler, False)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe, attach_adapter(pipe, {name: getattr(self, name, None) for name in NAMES})
+
+
 def _draw(
     protocol: "Protocol",
     source: Path,
     output: Path,
-    named: dict[str, str | None],
+    models: Models,
     *,
+    engine: Engine,
     share: tuple[int, int],
     limit: int | None,
     batch_size: int,
 ) -> tuple[int, dict[str, Any]]:
-    from imprompt.evaluation.runner import draw_share, items_in, models_of
+    from imprompt.evaluation.cluster import Drawing, draw_on_ray
+    from imprompt.evaluation.runner import draw_share, items_in, models_of, num_missing
 
     items_in(protocol, source, limit)  # a wrong folder is told before a model is loaded
+    options: dict[str, Any] = {"share": share, "limit": limit, "batch_size": batch_size}
     with plain_words():
+        if engine is Engine.RAY:
+            drawing = Drawing(load=models, protocol=protocol, source=source, folder=output, **options)
+            with progress_bar("drawing") as bar:
+                return draw_on_ray(drawing, bar)
         with busy("loading"):
-            pipe = load_base(named["base"], protocol.scheduler, False)
-            pipe.set_progress_bar_config(disable=True)
-            attachment = attach_adapter(pipe, dict.fromkeys(NAMES) | named)
+            pipe, attachment = models()
         with progress_bar("drawing") as bar, attachment:
-            missing = draw_share(
-                pipe, attachment, protocol, source, output,
-                share=share, limit=limit, batch_size=batch_size, progress=bar,
-            )  # fmt: skip
-            return missing, models_of(pipe, attachment)
+            drawn = draw_share(pipe, attachment, protocol, source, output, progress=bar, **options)
+            return num_missing(protocol, source, output, limit, drawn=drawn), models_of(pipe, attachment)
 
 
 def _score(

@@ -1,12 +1,11 @@
 """`imprompt features`: latents and features of references, computed once for any number of training runs."""
 
-from enum import StrEnum
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imprompt.cli.split import split_of
+from imprompt.cli.split import Engine, split_of
 
 if TYPE_CHECKING:
     from imprompt.training.features.compute import Computed
@@ -24,13 +23,6 @@ Examples:
 
   imprompt features sdxl-global data.source=manifest.parquet --engine ray
 """
-
-
-class Engine(StrEnum):
-    """Who computes shards."""
-
-    LOCAL = "local"
-    RAY = "ray"
 
 
 def features(  # noqa: PLR0913  (a command's options are its parameters)

@@ -2,8 +2,17 @@
 
 import os
 from collections.abc import Mapping
+from enum import StrEnum
 
 from imprompt.core.errors import PromptError
+
+
+class Engine(StrEnum):
+    """Who does the work."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
 
 # A process's number among all and how many there are, as launchers tell them: torchrun, srun, arrays of sbatch.
 _LAUNCHERS = (

@@ -30,7 +30,7 @@ def join_cluster() -> Any:
     if not ray.is_initialized():
         try:
             ray.init(include_dashboard=False, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # of many kinds, some of them bare
             raise ImpromptError(
                 f"Ray cannot be reached or started ({first_line(error)}); look at RAY_ADDRESS, or take --engine local"
             ) from error

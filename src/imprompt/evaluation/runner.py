@@ -29,7 +29,7 @@ def draw_share(  # noqa: PLR0913  (who draws what, where, and which part of it)
     limit: int | None = None,
     batch_size: int = 4,
     progress: Progress | None = None,
-) -> int:
+) -> list[Item]:
     """Draw what is missing of a protocol's pictures, or one process's share of it.
 
     Args:
@@ -44,15 +44,30 @@ def draw_share(  # noqa: PLR0913  (who draws what, where, and which part of it)
         progress: called with pictures there and wanted.
 
     Returns:
-        How many pictures of all shares are still missing.
+        The share, all of which is there.
     """
     items = items_in(protocol, source, limit)
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder, protocol, models_of(pipe, attachment), list(dict.fromkeys(item.case for item in items)))
     own = share_of(items, *share)
     draw(pipe, attachment, own, protocol, folder, batch_size=batch_size, progress=progress)
-    drawn = {item.key for item in own if item.arm != "copy"}  # each was checked or written just now
-    return sum(not is_drawn(folder, item) for item in items if item.key not in drawn)
+    return own
+
+
+def num_missing(
+    protocol: Protocol, source: Path, folder: Path, limit: int | None, *, drawn: Sequence[Item] = ()
+) -> int:
+    """Pictures that are still to be drawn.
+
+    Args:
+        protocol: what is drawn.
+        source: folder of references in the protocol's layout.
+        folder: the run's.
+        limit: least number of first subjects to take; None takes all.
+        drawn: those that were checked or written just now, and are not looked at again.
+    """
+    known = {item.key for item in drawn if item.arm != "copy"}
+    return sum(not is_drawn(folder, item) for item in items_in(protocol, source, limit) if item.key not in known)
 
 
 def score(

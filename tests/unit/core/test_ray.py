@@ -86,9 +86,10 @@ def test_an_interrupt_cancels(cluster: fake_ray.Cluster) -> None:
 
 
 def test_what_is_missing_is_told(cluster: fake_ray.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster.refusal = ConnectionError("nobody answers at 10.0.0.1:6379")
-    with pytest.raises(ImpromptError, match="nobody answers.*RAY_ADDRESS"):
-        join_cluster()
+    for error in (ConnectionError("nobody answers at 10.0.0.1:6379"), Exception("nobody answers in time")):
+        cluster.refusal = error
+        with pytest.raises(ImpromptError, match="nobody answers.*RAY_ADDRESS"):
+            join_cluster()
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImpromptError, match=r"pip install 'imprompt\[ray\]'"):
         join_cluster()
