@@ -128,14 +128,24 @@ def run(config: CustomConfig) -> Path:
     Returns:
         Folder of the LoRA, or of the denoiser.
     """
+    model, _ = trained(config)
+    return export(model, config)
+
+
+def trained(config: CustomConfig) -> tuple[Any, int]:
+    """The denoiser of one custom model, trained as far as its run is not finished yet, with its averaged weights.
+
+    Returns:
+        The denoiser, and the number of its steps: fewer than `config.loop.num_steps` where the run was stopped.
+    """
     torch.manual_seed(config.loop.seed)
     pictures = some_of(dataset.load(everything=config.everything), config.num_pictures)
     task = CustomTask(load_base(), pictures, config)
-    train_stage(task, config)
+    num_steps = train_stage(task, config)
     weights = load_averaged_weights(config.loop.output)
     if weights is not None:
         task.model.load_state_dict(weights)
-    return export(task.model.eval(), config)
+    return task.model.eval(), num_steps
 
 
 def some_of(pictures: dataset.EmojiPictures, number: int) -> dataset.EmojiPictures:
