@@ -56,11 +56,11 @@ def references(pictures: EmojiPictures, *, limit: int | None = None, seed: int =
     random = np.random.default_rng(seed)
     chosen = [_one_of_each_subject(pictures, pictures.split(split), random) for split in SPLITS]
     most = len(chosen[0]) if limit is None else limit
-    labels = sorted({pictures.subject_of(index).label for index in pictures.split("train")})
+    labels = sorted({pictures.subject_of(index).label for index in pictures.split("train").tolist()})
     others = iter(random.permutation(labels).tolist() * 2)
     return [
         Reference(
-            number=int(index),
+            number=index,
             split=split,
             pixels=pictures.images[index],
             subject=pictures.subject_of(index).label,
@@ -68,7 +68,7 @@ def references(pictures: EmojiPictures, *, limit: int | None = None, seed: int =
             other=next(label for label in others if label != pictures.subject_of(index).label),
         )
         for split, members in zip(SPLITS, chosen, strict=True)
-        for index in members[:most]
+        for index in members[:most].tolist()
     ]
 
 
