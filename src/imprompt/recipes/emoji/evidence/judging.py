@@ -24,6 +24,7 @@ from imprompt.evaluation.mobilenet import JUDGE_SIZE, PACKAGE
 from imprompt.recipes.emoji import custom
 from imprompt.recipes.emoji.augment import to_tensor
 from imprompt.recipes.emoji.dataset import EmojiPictures
+from imprompt.recipes.emoji.evidence.ablations import ABLATIONS
 from imprompt.recipes.emoji.evidence.measures import colour_errors, diversities, edge_correlations, likenesses
 from imprompt.recipes.emoji.evidence.references import HeldOut, Reference
 from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
@@ -36,8 +37,8 @@ Sees: TypeAlias = Callable[[Pictures], Verdict]
 Drawn: TypeAlias = Callable[[str, int], Pictures]
 """Pictures of an arm from a noise, in the order of the references."""
 
-KINDS = ("decoupled", "concatenated", "finetuned")
-"""Ablations; an arm is one of them and the seed of its training: `decoupled-0`."""
+KINDS = tuple(ABLATIONS)
+"""An ablation's arm is one of them and the seed of its training: `decoupled-0`."""
 
 CUSTOM_LOOKS: dict[str, Look] = {
     "finetuned": custom.default_config("finetune").look,
@@ -46,7 +47,10 @@ CUSTOM_LOOKS: dict[str, Look] = {
 """Look of what each custom base draws, by the end of its arms' names."""
 
 NUM_TRAINING = 1500
-"""Pictures of the training split for the mean and the style probe."""
+"""Pictures of the training split for the mean and the style probe; a run on few references looks at fewer."""
+
+NUM_IN_LOOK = 300
+"""How many of these are looked at in each other look, for the mean alone."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,8 @@ def judged_arms(settings: EvidenceSettings) -> list[JudgedArm]:
         for base, look in CUSTOM_LOOKS.items()
     ]
     ablations = [
-        JudgedArm(f"{kind}-{seed}", f"{kind}, training seed {seed}", f"{kind}-{seed}")
-        for kind in KINDS
+        JudgedArm(f"{kind}-{seed}", f"{ablation.title}, training seed {seed}", f"{kind}-{seed}")
+        for kind, ablation in ABLATIONS.items()
         for seed in settings.training_seeds
     ]
     return [
@@ -139,11 +143,12 @@ def measure(
         drawn: The pictures.
         sees: The judge.
     """
-    standard = Standard.of(references, pictures, sees)
+    few = NUM_TRAINING if settings.num_references is None else 100 * settings.num_references
+    standard = Standard.of(references, pictures, sees, num_training=min(few, NUM_TRAINING))
     arms = judged_arms(settings)
     series = {arm.name: _values(arm, settings, standard, drawn) for arm in arms}
     pooled = {kind: _pooled(series, kind, settings.training_seeds) for kind in KINDS}
-    titles = {kind: f"{kind}, all training seeds" for kind in KINDS}
+    titles = {kind: f"{ablation.title}, all trainings" for kind, ablation in ABLATIONS.items()}
     return Measured(
         series={**series, **pooled},
         splits={reference.number: reference.split for reference in references},
@@ -212,9 +217,11 @@ class Standard:
     structure: Pictures
 
     @classmethod
-    def of(cls, references: Sequence[Reference], pictures: EmojiPictures, sees: Sees) -> "Standard":
+    def of(
+        cls, references: Sequence[Reference], pictures: EmojiPictures, sees: Sees, *, num_training: int = NUM_TRAINING
+    ) -> "Standard":
         """Look at what is real."""
-        members = np.random.default_rng(0).permutation(pictures.split("train"))[:NUM_TRAINING]
+        members = np.random.default_rng(0).permutation(pictures.split("train"))[:num_training]
         training, own = to_tensor(pictures)[torch.from_numpy(members)], _pixels(references)
         plain = Scale.of(own, training, sees, None)
         styles = torch.from_numpy(pictures.styles[members])
@@ -222,7 +229,7 @@ class Standard:
             references=references,
             sees=sees,
             plain=plain,
-            looks={look.name: Scale.of(own, training, sees, look) for look in CUSTOM_LOOKS.values()},
+            looks={look.name: Scale.of(own, training[:NUM_IN_LOOK], sees, look) for look in CUSTOM_LOOKS.values()},
             named=_drawings(pictures, [reference.other for reference in references], sees) - plain.mean,
             probe=style_probe(sees(training).style, styles, len(STYLES)),
             structure=_pixels(structure_of(references)),
@@ -294,7 +301,9 @@ def _pooled(
     pooled: dict[str, dict[Place, float]] = {}
     for training_seed in training_seeds:
         for name, column in series[f"{kind}-{training_seed}"].items():
-            moved = {(place[0], training_seed, *place[1:]): value for place, value in column.items()}
+            moved: dict[Place, float] = {
+                (place[0], training_seed, *place[1:]): value for place, value in column.items()
+            }
             pooled.setdefault(name, {}).update(moved)
     return pooled
 

@@ -1,0 +1,94 @@
+"""Verdicts from intervals: what decides a claim, on which side of its bound that lies, and what follows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from imprompt.evaluation.errors import EvaluationError
+from imprompt.evaluation.intervals import Interval, bootstrap, difference, ratio
+from imprompt.recipes.emoji.evidence.judging import Measured
+from imprompt.recipes.emoji.evidence.references import HeldOut
+
+Outcome = Literal["holds", "does not hold", "not decided by so few pictures"]
+HOLDS: Outcome = "holds"
+FAILS: Outcome = "does not hold"
+UNDECIDED: Outcome = "not decided by so few pictures"
+
+NUM_DRAWS = 4000
+"""Resampled means behind an interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure that decides, and the bound that it must be beyond.
+
+    Attributes:
+        what: The figure, in words.
+        interval: Of the figure; None where it cannot be computed.
+        bound: What it is compared with.
+        above: Whether the claim wants the figure above the bound; below it otherwise.
+        trainings: The same figure of each training by itself; all must be on the side that the interval is on.
+    """
+
+    what: str
+    interval: Interval | None
+    bound: float = 0.0
+    above: bool = True
+    trainings: tuple[float, ...] = ()
+
+    @property
+    def outcome(self) -> Outcome:
+        """Whether the whole interval, and every training, lies on one side of the bound."""
+        if self.interval is None:
+            return UNDECIDED
+        figures = (self.interval.low, self.interval.high, *self.trainings)
+        if all(figure > self.bound if self.above else figure < self.bound for figure in figures):
+            return HOLDS
+        if all(figure < self.bound if self.above else figure > self.bound for figure in figures):
+            return FAILS
+        return UNDECIDED
+
+
+def together(tests: Sequence[Figure]) -> Outcome:
+    """Of a claim that wants every test to hold."""
+    outcomes = {test.outcome for test in tests}
+    return FAILS if FAILS in outcomes else UNDECIDED if UNDECIDED in outcomes else HOLDS
+
+
+def anywhere(ways: Sequence[Sequence[Figure]]) -> Outcome:
+    """Of a claim that wants all tests to hold in one of several ways, such as at one of several weights."""
+    outcomes = {together(way) for way in ways}
+    return HOLDS if HOLDS in outcomes else UNDECIDED if UNDECIDED in outcomes else FAILS
+
+
+def weakest(tests: Sequence[Figure]) -> Figure:
+    """The test on which the verdict hangs: the first that fails, else the first that is not decided, else the first."""
+    order = (FAILS, UNDECIDED, HOLDS)
+    return min(tests, key=lambda test: order.index(test.outcome))
+
+
+def mean(
+    measured: Measured, series: str, measure: str, split: HeldOut | None = None, level: float = 0.95
+) -> Interval | None:
+    """Mean of a series; None where it was not measured."""
+    values = measured.values(series, measure, split)
+    return bootstrap(list(values.values()), list(values), num_draws=NUM_DRAWS, level=level) if values else None
+
+
+def change(
+    measured: Measured, first: str, second: str, measure: str, split: HeldOut | None = None, level: float = 0.95
+) -> Interval | None:
+    """Mean of the second series less the first, in pairs; None where one was not measured."""
+    before, after = (measured.values(series, measure, split) for series in (first, second))
+    return difference(before, after, num_draws=NUM_DRAWS, level=level) if before and after else None
+
+
+def kept(measured: Measured, mark: str, series: str, measure: str) -> Interval | None:
+    """What share of the mark's mean a series reaches; None where the mark may be zero, or one was not measured."""
+    whole, part = (measured.values(name, measure) for name in (mark, series))
+    if not whole or not part:
+        return None
+    try:
+        return ratio(whole, part, num_draws=NUM_DRAWS)
+    except EvaluationError:  # the mark may be zero, which nothing is a share of
+        return None
