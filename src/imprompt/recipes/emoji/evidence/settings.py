@@ -11,7 +11,8 @@ class EvidenceSettings:
     Attributes:
         bundle: Folder of the embedded model.
         work: Where trained ablations, pictures and figures lie; another base has another folder.
-        num_references: References of each held-out split; None takes one of every subject.
+        num_references: References of each held-out split; None takes one of every subject. Where it is told, few
+            pictures of the training split are read as well.
         sampling_seeds: Noises that every reference is drawn from.
         training_seeds: Runs of every ablation.
         training_steps: Length of an ablation's run.

@@ -25,6 +25,7 @@ from imprompt.generation.pipelines import load_pipeline
 from imprompt.recipes.emoji import dataset
 from imprompt.recipes.emoji.augment import normalise
 from imprompt.recipes.emoji.base import load_base
+from imprompt.recipes.emoji.custom import some_of
 from imprompt.recipes.emoji.evidence.ablations import ABLATIONS, Kind, prepare
 from imprompt.recipes.emoji.evidence.arms import Arm, Drawer
 from imprompt.recipes.emoji.evidence.cost import Cost, measure_cost, read_cost, write_cost
@@ -47,6 +48,9 @@ logger = logging.getLogger(__name__)
 
 STYLED_CAPTIONS = 0.3
 """How often a caption names the style: as often as those that the adapters which ship are trained on."""
+
+PICTURES_PER_REFERENCE = 100
+"""Of the data set, where the number of references of a split is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,8 +223,13 @@ def ablation_config(settings: EvidenceSettings, kind: str, seed: int) -> Ablatio
 
 
 def load_examples(settings: EvidenceSettings) -> tuple[DiffusionExamples, Float[Tensor, "views members width"]]:
-    """The training pictures, and what the image encoder sees in all views of them; computed once and kept."""
-    pictures = dataset.load()
+    """The training pictures, and what the image encoder sees in all views of them; computed once and kept.
+
+    A run on few references reads few of them, as nothing that it trains is meant to be good.
+    """
+    pictures, few = dataset.load(), settings.num_references
+    if few is not None:
+        pictures = some_of(pictures, PICTURES_PER_REFERENCE * few)
     return DiffusionExamples(pictures, settings.bundle), view_features(settings, pictures)
 
 

@@ -1,0 +1,63 @@
+"""The whole run: what is not trained is trained, what is not drawn is drawn, everything is judged and told."""
+
+from pathlib import Path
+
+from imprompt.emoji.bundle import bundle_folder
+from imprompt.evaluation.mobilenet import load_judge
+from imprompt.recipes.emoji import dataset
+from imprompt.recipes.emoji.base import base_fingerprint
+from imprompt.recipes.emoji.evidence.document import write_document
+from imprompt.recipes.emoji.evidence.drawing import draw_all
+from imprompt.recipes.emoji.evidence.references import references
+from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
+from imprompt.recipes.emoji.evidence.shipped import prepare, shipped_arms
+from imprompt.recipes.emoji.evidence.training import ablation_arms, train_ablations
+from imprompt.recipes.emoji.paths import cache_folder
+
+PAGE = "evidence.md"
+
+
+def default_settings() -> EvidenceSettings:
+    """All references and noises, as they are published; hours on a CPU."""
+    return EvidenceSettings(bundle=bundle_folder(), work=work_folder())
+
+
+def quick_settings() -> EvidenceSettings:
+    """So little of everything that nothing can be concluded, but that every part is run; a minute or two on a CPU."""
+    return EvidenceSettings(
+        bundle=bundle_folder(),
+        work=work_folder() / "quick",
+        num_references=2,
+        sampling_seeds=(0,),
+        training_seeds=(0,),
+        training_steps=3,
+        training_batch_size=8,
+        num_steps=2,
+    )
+
+
+def work_folder() -> Path:
+    """Where a run on the packaged base keeps what it makes; another base has another folder."""
+    return cache_folder() / "evidence" / base_fingerprint()
+
+
+def run(settings: EvidenceSettings, output: Path | None = None) -> Path:
+    """Train, draw, judge and write; whatever the work folder holds already is taken from it.
+
+    Args:
+        settings: What of, and how much.
+        output: The page, Markdown; by default in the work folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        KeyboardInterrupt: The next call goes on.
+        BundleError: The judge's weights are not installed.
+    """
+    load_judge()  # hours of work would wait for it else
+    chosen = references(dataset.load(), limit=settings.num_references)
+    prepare(settings)
+    train_ablations(settings)
+    draw_all(settings, [*shipped_arms(), *ablation_arms(settings)], chosen)
+    return write_document(settings, chosen, output or settings.work / PAGE)
