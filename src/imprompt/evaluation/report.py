@@ -72,7 +72,8 @@ def summary_table(results: Results) -> list[list[str]]:
 
 def _summary(results: Results) -> str:
     note = (
-        "Mean and 95 % interval by the bootstrap over subjects, then prompts, then seeds. "
+        "Mean and 95 % interval by the bootstrap over subjects, then prompts, then seeds; of a distance between sets "
+        "by the jackknife over subjects, and at n pictures. "
         f"{len(results.rows)} pictures of {len({row.subject for row in results.rows})} subjects."
     )
     return f"<h2>Summary</h2>{_table(summary_table(results))}<p class=small>{_text(note)}</p>"
@@ -80,14 +81,21 @@ def _summary(results: Results) -> str:
 
 def _cell(results: Results, name: str, series: Series) -> str:
     if METRICS[name].kind == "set":
-        found = [row for row in results.sets if (row["metric"], row["arm"], row["scale"]) == (name, *series)]
-        return f"{found[0]['value']:.3f} (n = {found[0]['num_pictures']})" if found else "–"
+        return _set_cell(results, name, series)
     interval = results.interval(name, series)
     if interval is None:
         return "–"
     unmeasured = results.num_unmeasured(name, series)
     apart = f" · {unmeasured} without" if unmeasured else ""
     return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]{apart}"
+
+
+def _set_cell(results: Results, name: str, series: Series) -> str:
+    row, interval = results.set_row(name, series), results.interval(name, series)
+    if row is None:
+        return "–"
+    bounds = "" if interval is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{row['value']:.3f}{bounds} (n = {row['num_pictures']})"
 
 
 def _curve(results: Results) -> str:

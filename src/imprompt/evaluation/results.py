@@ -1,6 +1,7 @@
 """Values of an evaluation with everything they depend on: `results.json`, and what is read back from it."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from imprompt.evaluation.errors import EvaluationError
 from imprompt.evaluation.intervals import Interval, Place, bootstrap, difference
 from imprompt.evaluation.items import Arm, Item
 from imprompt.evaluation.metrics.table import METRICS, Metric
-from imprompt.evaluation.scoring import score_groups, score_pictures, score_set
+from imprompt.evaluation.scoring import score_groups, score_pictures
+from imprompt.evaluation.sets import set_change, set_interval, set_rows
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 Series = tuple[str, float]
@@ -60,7 +64,7 @@ class Results:
         judges: networks behind the metrics, by slot.
         rows: a picture each.
         groups: values of the pictures of one case: metric, arm, scale, subject, prompt, value.
-        sets: values of all pictures of a series: metric, arm, scale, value, number of pictures.
+        sets: values of all pictures of a series; see `imprompt.evaluation.sets.Row`.
         versions: of the packages.
     """
 
@@ -86,9 +90,17 @@ class Results:
         return {place: value for place, value in values.items() if value is not None}
 
     def interval(self, metric: str, series: Series) -> Interval | None:
-        """Mean and interval of a metric; None where nothing was measured."""
+        """Mean and interval of a metric; None where nothing was measured, or of a set of too few subjects."""
+        if METRICS[metric].kind == "set":
+            row = self.set_row(metric, series)
+            return None if row is None else set_interval(row)
         values = self.measured(metric, series)
         return bootstrap(list(values.values()), list(values)) if values else None
+
+    def set_row(self, metric: str, series: Series) -> dict[str, Any] | None:
+        """What was measured of all pictures of a series; None where nothing was."""
+        found = (row for row in self.sets if (row["metric"], row["arm"], row["scale"]) == (metric, *series))
+        return next(found, None)
 
     def num_unmeasured(self, metric: str, series: Series) -> int:
         """Pictures of which a metric has no value: no face, no caption."""
@@ -166,7 +178,9 @@ def measure(
         for index, (item, file) in enumerate(zip(items, pictures, strict=True))
     ]
     groups = [row for metric in metrics if metric.kind == "group" for row in _groups(metric, items, files, judges)]
-    sets = [row for metric in metrics if metric.kind == "set" for row in _sets(metric, items, files, judges)]
+    sets = [
+        row for metric in metrics if metric.kind == "set" for row in set_rows(metric, _by_series(items), files, judges)
+    ]
     return rows, groups, sets
 
 
@@ -182,24 +196,6 @@ def _groups(
             where = {"subject": subject, "prompt_name": prompt_name}
             found.append({"metric": metric.name, "arm": arm, "scale": scale, **where, "value": value})
     return found
-
-
-def _sets(
-    metric: Metric, items: Sequence[Item], files: Mapping[str, Path], judges: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    references = list(dict.fromkeys(item.case.references[0] for item in items))
-    return [
-        {
-            "metric": metric.name,
-            "arm": arm,
-            "scale": scale,
-            "value": score_set(metric, [files[item.key] for item in members], references, judges),
-            "num_pictures": len(members),
-            "num_references": len(references),
-        }
-        for (arm, scale), members in _by_series(items).items()
-        if arm != "copy"
-    ]
 
 
 def _by_series(items: Sequence[Item]) -> dict[Series, list[Item]]:
@@ -257,13 +253,36 @@ def compare(first: Results, second: Results) -> list[Comparison]:
                 f"({first.judges[slot].get('name')!r}, {second.judges[slot].get('name')!r}); evaluate both with one"
             )
     _check_same_prompts(first, second)
-    found = []
-    for metric in (name for name, row in METRICS.items() if row.kind != "set"):
-        for series in (series for series in first.series() if series in second.series()):
-            one, other = first.measured(metric, series), second.measured(metric, series)
-            if one.keys() & other.keys():
-                before, after = (bootstrap(list(values.values()), list(values)) for values in (one, other))
-                found.append(Comparison(metric, series, before, after, difference(one, other)))
+    series = [each for each in first.series() if each in second.series()]
+    pairs = [(metric, each) for metric in METRICS for each in series]
+    found = [row for metric, each in pairs if (row := _compared(first, second, metric, each)) is not None]
     if not found:
         raise EvaluationError("the two results share no picture: same protocol, subjects, prompts and seeds are wanted")
     return found
+
+
+def _compared(first: Results, second: Results, metric: str, series: Series) -> Comparison | None:
+    if METRICS[metric].kind == "set":
+        return _compared_sets(first, second, metric, series)
+    one, other = first.measured(metric, series), second.measured(metric, series)
+    if not one.keys() & other.keys():
+        return None
+    before, after = (bootstrap(list(values.values()), list(values)) for values in (one, other))
+    return Comparison(metric, series, before, after, difference(one, other))
+
+
+def _compared_sets(first: Results, second: Results, metric: str, series: Series) -> Comparison | None:
+    """Sets are compared where they are of the same subjects, prompts and seeds: a distance depends on how many."""
+    one, other = first.set_row(metric, series), second.set_row(metric, series)
+    if one is None or other is None:
+        return None
+    before, after = set_interval(one), set_interval(other)
+    places = [sorted(row.place for row in each.rows if (row.arm, row.scale) == series) for each in (first, second)]
+    if before is None or after is None:
+        why = "one has no interval, which wants five subjects or more; evaluate it again, with as many"
+    elif places[0] != places[1] or one["num_references"] != other["num_references"]:
+        why = "they are not of the same subjects, prompts and seeds; evaluate both with the same"
+    else:
+        return Comparison(metric, series, before, after, set_change(one, other))
+    logger.warning("%s of %s at %g is not compared: %s", METRICS[metric].title, *series, why)
+    return None

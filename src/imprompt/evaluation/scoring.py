@@ -12,12 +12,14 @@ from imprompt.evaluation.errors import EvaluationError
 from imprompt.evaluation.items import Item
 from imprompt.evaluation.metrics.copies import differing_bits, is_near_copy
 from imprompt.evaluation.metrics.distances import cmmd, frechet_distance, kernel_distance
+from imprompt.evaluation.metrics.left_out import cmmd_left_out, frechet_left_out, kernel_left_out
 from imprompt.evaluation.metrics.similarity import cosine, diversity
 from imprompt.evaluation.metrics.style import content_alignment, style_similarity
 from imprompt.evaluation.metrics.table import Metric
 
 Values = list[float | None]
 """One for each picture, None where it cannot be measured (no caption, no face)."""
+_NUM_SUBSETS, _KERNEL_SCALE = 100, 1000.0
 _PATCHES = 32  # pictures whose patch features are held at a time
 
 
@@ -49,8 +51,10 @@ def score_groups(
     return {place: diversity(judge.pooled(list(files))) for place, files in large.items()}
 
 
-def score_set(metric: Metric, files: Sequence[Path], references: Sequence[Path], judges: Mapping[str, Any]) -> float:
-    """A metric of kind "set": one value for all pictures against all references.
+def set_features(
+    metric: Metric, files: Sequence[Path], references: Sequence[Path], judges: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Features of all pictures and of all references, for a metric of kind "set".
 
     Raises:
         EvaluationError: there are too few of them.
@@ -61,12 +65,39 @@ def score_set(metric: Metric, files: Sequence[Path], references: Sequence[Path],
             f"more of each: leave {metric.name!r} out of --metrics, or give more"
         )
     judge = judges[metric.judge or ""]
-    made, real = judge.pooled(list(files)), judge.pooled(list(references))
+    return judge.pooled(list(files)), judge.pooled(list(references))
+
+
+def set_value(metric: Metric, made: Tensor, real: Tensor) -> tuple[float, float]:
+    """A metric of kind "set": one value for all pictures against all references, as it was published.
+
+    Returns:
+        The value, and its standard error by subsets drawn at random, of which a kernel distance is the mean.
+    """
     if metric.name in ("frechet", "fid"):
-        return frechet_distance(made, real)
+        return frechet_distance(made, real), 0.0
     if metric.name in ("kernel", "kid"):
-        return 1000 * kernel_distance(made, real, subset_size=min(1000, len(made), len(real)))[0]
-    return cmmd(made, real)
+        size = min(1000, len(made), len(real))
+        mean, deviation = kernel_distance(made, real, num_subsets=_NUM_SUBSETS, subset_size=size)
+        return _KERNEL_SCALE * mean, _KERNEL_SCALE * deviation / _NUM_SUBSETS**0.5
+    return cmmd(made, real), 0.0
+
+
+def leave_out(metric: Metric, made: Tensor, real: Tensor, groups: Tensor, reference_groups: Tensor) -> list[float]:
+    """A metric of kind "set" of all pictures, then without each group; a kernel distance without subsets.
+
+    Args:
+        metric: which.
+        made: features of pictures.
+        real: features of references.
+        groups: number of the group of each picture.
+        reference_groups: of each reference.
+    """
+    if metric.name in ("frechet", "fid"):
+        return [frechet_distance(made, real), *frechet_left_out(made, real, groups, reference_groups)]
+    if metric.name in ("kernel", "kid"):
+        return [_KERNEL_SCALE * value for value in kernel_left_out(made, real, groups, reference_groups)]
+    return cmmd_left_out(made, real, groups, reference_groups)
 
 
 def _reference(metric: Metric, item: Item) -> Path:

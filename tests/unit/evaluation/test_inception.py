@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from imprompt.core.errors import CheckpointError
 from imprompt.evaluation import inception
 from imprompt.evaluation.judges import load_judges
 from imprompt.evaluation.metrics.table import METRICS
-from imprompt.evaluation.scoring import score_set
+from imprompt.evaluation.scoring import set_features, set_value
 from tests import tiny
 
 # Of `waves` on `picture`, from torch-fidelity 0.4.0 (FeatureExtractorInceptionV3, "2048"). Ours were equal to it to the
@@ -63,6 +64,10 @@ def _places(row: int, column: int, size: tuple[int, int]) -> list[tuple[float, i
     return [(row * size[0] / 299, size[0]), (column * size[1] / 299, size[1])]
 
 
+def fid(pictures: list[Path], references: list[Path], judges: dict[str, Any]) -> float:
+    return set_value(METRICS["fid"], *set_features(METRICS["fid"], pictures, references, judges))[0]
+
+
 def test_fid_is_measured_with_weights_from_either_kind_of_file(waves: nn.Sequential, tmp_path: Path) -> None:
     state = {**waves.state_dict(), "fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
     torch.save(state, tmp_path / "published.pth")
@@ -74,8 +79,8 @@ def test_fid_is_measured_with_weights_from_either_kind_of_file(waves: nn.Sequent
     found = []
     for name in ("published.pth", "converted.safetensors"):
         judges = load_judges({"inception": str(tmp_path / name)}, ["inception"], None)
-        assert score_set(METRICS["fid"], pictures, pictures, judges) == pytest.approx(0, abs=1e-3)
-        found.append(score_set(METRICS["fid"], pictures[:2], pictures[1:], judges))
+        assert fid(pictures, pictures, judges) == pytest.approx(0, abs=1e-3)
+        found.append(fid(pictures[:2], pictures[1:], judges))
         assert judges["inception"].describe()["name"] == name
     assert found[0] == found[1] > 0
 

@@ -12,7 +12,7 @@ from imprompt.evaluation.items import items_of
 from imprompt.evaluation.judges import DinoJudge, load_judges
 from imprompt.evaluation.layouts import read_folder
 from imprompt.evaluation.metrics.table import METRICS
-from imprompt.evaluation.scoring import score_pictures, score_set
+from imprompt.evaluation.scoring import score_pictures, set_features, set_value
 from tests import tiny_judges
 
 
@@ -84,9 +84,10 @@ def test_a_picture_without_a_face_is_counted_apart(pictures: list[Path]) -> None
 
 def test_sets_that_are_too_small_are_refused(clip_folder: Path, pictures: list[Path]) -> None:
     judges = {"dinov2": load_judges({"clip": str(clip_folder)}, ["clip"], None)["clip"]}
-    assert score_set(METRICS["frechet"], pictures, pictures, judges) == pytest.approx(0, abs=1e-4)
+    same = set_features(METRICS["frechet"], pictures, pictures, judges)
+    assert set_value(METRICS["frechet"], *same)[0] == pytest.approx(0, abs=1e-4)
     with pytest.raises(EvaluationError, match="5 pictures against 5 references; it wants 10"):
-        score_set(METRICS["kernel"], pictures, pictures, judges)
+        set_features(METRICS["kernel"], pictures, pictures, judges)
 
 
 def test_a_judge_that_is_wanted_and_not_named_is_asked_for() -> None:
