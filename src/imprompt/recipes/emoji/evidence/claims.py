@@ -54,6 +54,7 @@ class Claim:
         sheet: Series whose pictures are shown.
         charts: Curves, where there are any.
         notes: Further figures that decide nothing.
+        choices: Names of the ways, where there are several.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Claim:
     sheet: list[str]
     charts: list[Chart]
     notes: list[Figure]
+    choices: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Outcome:
@@ -283,6 +285,7 @@ def image_and_text(measured: Measured) -> Claim:
         sheet=["text-other", *(f"plus-other-{weight}" for weight in WEIGHTS)],
         charts=[_over_the_weight(measured, name, measures) for name in ADAPTERS],
         notes=[],
+        choices=tuple(f"weight {weight}" for weight in WEIGHTS),
     )
 
 

@@ -32,7 +32,7 @@ from imprompt.recipes.emoji.evidence.shipped import ADAPTERS, shipped_arms, stru
 from imprompt.recipes.emoji.judge import Verdict, style_probe, ten_way
 from imprompt.recipes.emoji.looks import Look
 
-Pictures: TypeAlias = UInt8[Tensor, "pictures 3 height width"]
+Pictures: TypeAlias = UInt8[Tensor, "_pictures 3 _height _width"]
 Sees: TypeAlias = Callable[[Pictures], Verdict]
 Drawn: TypeAlias = Callable[[str, int], Pictures]
 """Pictures of an arm from a noise, in the order of the references."""

@@ -107,7 +107,7 @@ def _measures() -> str:
         "intervals of 95 % by the bootstrap over references, then trainings, then noises; differences and shares are "
         "of pairs, of the same reference and noise. A claim holds where the whole interval of every figure that "
         "decides is beyond its bound, does not hold where that of one is wholly on the other side, and else is not "
-        "decided. Where there are several trainings, each must agree.\n\n"
+        "decided. Trainings are too few for an interval of their own: each is told, and all must agree.\n\n"
         + _table([["measure", "of a picture", "chance"], *rows])
     )
 
@@ -118,7 +118,7 @@ def _section(claim: Claim, findings: Findings, folder: str) -> str:
         f"## {claim.title}",
         said,
         claim.compared,
-        f"Verdict: **{claim.verdict}**.",
+        f"Verdict: **{claim.verdict}**." + _where(claim),
         _figures(claim),
         _tests(claim),
         *([_notes(claim.notes)] if claim.notes else []),
@@ -127,6 +127,14 @@ def _section(claim: Claim, findings: Findings, folder: str) -> str:
         f"The first references of the list, from the noise {findings.settings.sampling_seeds[0]}; none was chosen.",
     ]
     return "\n\n".join(parts)
+
+
+def _where(claim: Claim) -> str:
+    """In which of several ways a claim holds."""
+    if not claim.choices:
+        return ""
+    found = [name for name, way in zip(claim.choices, claim.ways, strict=True) if together(way) == HOLDS]
+    return f" All figures are beyond their bounds at: {', '.join(found) or 'none of them'}."
 
 
 def _figures(claim: Claim) -> str:
@@ -224,7 +232,7 @@ def _cell(test: Figure) -> str:
     return interval_text(test.interval) + (f"; trainings {each}" if each else "")
 
 
-def _number(value: float | None, form: str) -> str:
+def _number(value: int | float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
