@@ -45,13 +45,12 @@ ABLATIONS: dict[str, Ablation] = {
 
 @runtime_checkable
 class Way(Protocol):
-    """An image's way into a denoiser, which is called as ever.
+    """An image's way into a denoiser, which is called as ever."""
 
-    Attributes:
-        trained: All that is trained, and nothing else.
-    """
-
-    trained: nn.Module
+    @property
+    def trained(self) -> nn.Module:
+        """All that is trained, and nothing else."""
+        ...
 
     def set(self, features: Float[Tensor, "rows width"]) -> None:
         """Say which image each row of the next calls follows; zeros stand for none."""
@@ -61,8 +60,6 @@ class Way(Protocol):
 class Decoupled:
     """An IP-Adapter: keys and values of the image's own, beside those of the text; the base is frozen."""
 
-    trained: Adapter
-
     def __init__(self, unet: UNet2DConditionModel, pipe: Any = None) -> None:
         """Attach a fresh adapter.
 
@@ -70,7 +67,7 @@ class Decoupled:
             unet: The denoiser.
             pipe: The pipeline around it, where one draws.
         """
-        self.trained = build("global", unet).to(unet.device)
+        self.trained: Adapter = build("global", unet).to(unet.device)
         self._is_guided = pipe is not None
         self._attachment = attach(unet if pipe is None else pipe, self.trained)
 
@@ -88,8 +85,6 @@ class Decoupled:
 class Concatenated:
     """The image's tokens behind the text's states, so that the base's own cross-attention reads both."""
 
-    trained: nn.Module
-
     def __init__(self, unet: UNet2DConditionModel, *, trains_denoiser: bool) -> None:
         """Put a fresh projector in front of the denoiser.
 
@@ -99,7 +94,9 @@ class Concatenated:
         """
         self.projector = build("global", unet).image_proj.to(unet.device)
         parts = {"projector": self.projector}
-        self.trained = nn.ModuleDict({**parts, "unet": unet.requires_grad_(True)} if trains_denoiser else parts)
+        self.trained: nn.Module = nn.ModuleDict(
+            {**parts, "unet": unet.requires_grad_(True)} if trains_denoiser else parts
+        )
         self._features: Tensor | None = None
         unet.register_forward_pre_hook(self._append, with_kwargs=True)
 
