@@ -138,7 +138,7 @@ def _face_similarity(files: Sequence[Path], references: Sequence[Path], judge: A
 
 
 def _is_copy(file: Path, reference: Path) -> float:
-    return float(is_near_copy(differing_bits(load_image(file), load_image(reference)), None))
+    return float(is_near_copy(differing_bits(load_image(file), load_image(reference))))
 
 
 def _of_patches(measure: Any, files: Sequence[Path], references: Sequence[Path], judge: Any) -> Values:

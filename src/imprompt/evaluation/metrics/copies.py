@@ -1,28 +1,15 @@
 """Is a picture made from a reference, or is it the reference? A similarity alone rewards the copy."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
 
 _SIDE, _KEPT = 32, 8
 
 
-@dataclass(frozen=True)
-class CopyLimits:
-    """From where on a picture counts as a near-copy; both must hold.
-
-    Attributes:
-        max_bits: of 64 bits of the perceptual hash may differ.
-        min_patch_cosine: mean over patches of the best match among the reference's patches.
-    """
-
-    max_bits: int = 8
-    min_patch_cosine: float = 0.9
+MAX_BITS = 8
+"""Of the 64 bits of the perceptual hash so many may differ in a near-copy."""
 
 
 def perceptual_hash(image: Image.Image) -> Bool[np.ndarray, "64"]:
@@ -41,17 +28,9 @@ def differing_bits(first: Image.Image, second: Image.Image) -> int:
     return int((perceptual_hash(first) != perceptual_hash(second)).sum())
 
 
-def patch_match(picture: Float[Tensor, "tokens width"], reference: Float[Tensor, "others width"]) -> float:
-    """Mean over the picture's patches of the cosine to the nearest patch of the reference."""
-    first, second = (functional.normalize(part.double(), dim=-1) for part in (picture, reference))
-    return (first @ second.T).amax(1).mean().item()
-
-
-def is_near_copy(bits: int, patch_cosine: float | None, limits: CopyLimits | None = None) -> bool:
-    """Whether a picture is a near-copy of its reference; without patch features the hash decides alone."""
-    limits = limits or CopyLimits()
-    alike = patch_cosine is None or patch_cosine >= limits.min_patch_cosine
-    return bits <= limits.max_bits and alike
+def is_near_copy(bits: int) -> bool:
+    """Whether a picture is a near-copy of its reference, by the bits of their hashes that differ."""
+    return bits <= MAX_BITS
 
 
 def _cosines() -> np.ndarray:

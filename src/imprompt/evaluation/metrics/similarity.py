@@ -25,18 +25,6 @@ def cosine(first: Float[Tensor, "rows width"], second: Float[Tensor, "others oth
     return (normalised(first) * normalised(second)).sum(-1)
 
 
-def mean_cosine(
-    pictures: Float[Tensor, "rows width"], references: Float[Tensor, "others width"]
-) -> Float[Tensor, " rows"]:
-    """Mean cosine of each picture to all references of a subject, as DreamBooth counts (arXiv 2208.12242)."""
-    return (normalised(pictures) @ normalised(references).T).mean(1)
-
-
-def clip_score(cosines: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    """CLIPScore `2.5 max(cos, 0)` of text-image cosines."""
-    return CLIP_SCORE_SCALE * cosines.clamp(min=0)
-
-
 def diversity(pictures: Float[Tensor, "rows width"]) -> float:
     """One less the mean cosine of all pairs of pictures of one prompt and reference: 0 where all are the same.
 
