@@ -146,11 +146,12 @@ def evidence(
     from dataclasses import replace
 
     from imprompt.generation.quiet import quiet_libraries
-    from imprompt.recipes.emoji.evidence import run as recipe
 
     if quick and output is not None:
         raise typer.BadParameter("--quick shows nothing that a page should say; leave --output out")
     quiet_libraries()
+    from imprompt.recipes.emoji.evidence import run as recipe
+
     settings = replace(recipe.quick_settings() if quick else recipe.default_settings(), num_processes=processes)
     page = None if quick else output or Path("docs") / recipe.PAGE
     typer.echo(f"page: {recipe.run(settings, page)}")
