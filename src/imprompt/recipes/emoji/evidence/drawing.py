@@ -33,7 +33,7 @@ PICTURES = "pictures"
 SEED_STRIDE = 100_003
 """More than there are pictures in the data set, so that no two noises are the same."""
 
-_ALWAYS = ("num_steps", "guidance_scale")
+_ALWAYS = ("num_steps", "guidance_scale", "autocast")
 _OF_TRAINING = ("training_steps", "training_batch_size", "training_minutes")
 _opened: dict[str, Drawer] = {}  # of this process
 

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
+from imprompt.training.loop.optimizers import autocast_format
 
 Before: TypeAlias = Callable[[slice], dict[str, Any]]
 """Called before each batch with its place among all pictures; returns what else the pipeline is called with."""
@@ -32,17 +33,19 @@ def sample(
         seeds: One for each picture, of its noise.
         before: Prepares a batch.
     """
-    parts = []
+    parts, device = [], torch.device(settings.device)
+    number_format = autocast_format(settings.autocast, device)
     for start in range(0, len(texts), settings.batch_size):
         part = slice(start, start + settings.batch_size)
         options = before(part)
-        made = pipe(
-            list(texts[part]),
-            num_inference_steps=settings.num_steps,
-            guidance_scale=settings.guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
-            output_type="np",
-            **options,
-        ).images
+        with torch.autocast(device.type, number_format, enabled=number_format is not None):
+            made = pipe(
+                list(texts[part]),
+                num_inference_steps=settings.num_steps,
+                guidance_scale=settings.guidance_scale,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+                output_type="np",
+                **options,
+            ).images
         parts.append(torch.from_numpy(np.round(made * 255).astype(np.uint8)).permute(0, 3, 1, 2))
     return torch.cat(parts)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class EvidenceSettings:
         batch_size: Pictures drawn together.
         num_processes: That draw or train at the same time, with one thread each on a processor.
         device: Where to compute.
+        autocast: Number format of the arithmetic of drawing and training; "auto" is bfloat16 where the device computes
+            in it, which is hardly seen.
     """
 
     bundle: Path
@@ -30,11 +33,12 @@ class EvidenceSettings:
     num_references: int | None = None
     sampling_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     training_seeds: tuple[int, ...] = (0, 1, 2)
-    training_steps: int = 500
+    training_steps: int = 400
     training_batch_size: int = 32
     training_minutes: float | None = None
-    num_steps: int = 15
+    num_steps: int = 12
     guidance_scale: float = 3.0
     batch_size: int = 32
     num_processes: int = 2
     device: str = "cpu"
+    autocast: Literal["auto", "no", "bfloat16"] = "auto"

@@ -207,6 +207,7 @@ def ablation_config(settings: EvidenceSettings, kind: str, seed: int) -> Ablatio
             batch_size=settings.training_batch_size,
             seed=seed,
             device=settings.device,
+            autocast=settings.autocast,
             checkpoint_every=max(1, num_steps // 5),
             keep_checkpoints=1,
             minutes=settings.training_minutes,
