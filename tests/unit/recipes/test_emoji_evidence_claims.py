@@ -17,7 +17,7 @@ from imprompt.evaluation.intervals import Interval
 from imprompt.recipes.emoji.dataset import EmojiPictures
 from imprompt.recipes.emoji.evidence import claims, cost_table, document, judging, measures, origin, page, verdicts
 from imprompt.recipes.emoji.evidence.claims import all_claims
-from imprompt.recipes.emoji.evidence.judging import Measured, judged_arms, kept, measure
+from imprompt.recipes.emoji.evidence.judging import Measured, judged_arms, measure, remembering
 from imprompt.recipes.emoji.evidence.references import references
 from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
 from imprompt.recipes.emoji.evidence.shipped import structure_of
@@ -201,7 +201,7 @@ def test_a_judge_looks_only_once_at_the_same_pictures(tmp_path, chosen):
         looked.append(len(images))
         return see(images)
 
-    sees, own = kept(look, tmp_path), pixels(chosen)
+    sees, own = remembering(look, tmp_path), pixels(chosen)
     first, second, other = sees(own), sees(own.clone()), sees(own.flip(0))
     assert looked == [len(own)] * 2
     assert torch.equal(first.subject, second.subject) and torch.equal(first.style, second.style)
@@ -256,6 +256,7 @@ def test_what_may_be_zero_is_no_mark():
     assert verdicts.kept(measured, "mark", "arm", "likeness") is None
     assert verdicts.kept(measured, "arm", "nobody", "likeness") is None
     assert verdicts.kept(measured, "arm", "mark", "likeness").mean == pytest.approx(0.25)
+    assert verdicts.kept(measured, "arm", "mark", "likeness", 0.1).mean == pytest.approx(0.15 / 0.9)
 
 
 @pytest.fixture(scope="module")
@@ -312,6 +313,7 @@ def told(claims, settings, chosen):
 def test_each_training_is_told(found):
     (first, *_) = found["decoupled"].ways[0]
     assert len(first.trainings) == 2
+    assert [test.trainings for test in found["finetuning"].ways[0]] == [(1.0, 1.0)] * 2  # the same pictures
     assert [row.title for row in found["decoupled"].rows].count("decoupled cross-attention, training seed 1") == 1
 
 

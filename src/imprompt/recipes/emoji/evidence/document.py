@@ -18,7 +18,7 @@ from imprompt.recipes.emoji.evidence import page
 from imprompt.recipes.emoji.evidence.claims import Chart, Claim, all_claims
 from imprompt.recipes.emoji.evidence.cost_table import cost_rows
 from imprompt.recipes.emoji.evidence.drawing import pictures_of
-from imprompt.recipes.emoji.evidence.judging import Drawn, JudgedArm, Pictures, judged_arms, kept, measure, shown
+from imprompt.recipes.emoji.evidence.judging import Drawn, JudgedArm, Pictures, judged_arms, measure, remembering, shown
 from imprompt.recipes.emoji.evidence.origin import origin
 from imprompt.recipes.emoji.evidence.page import Findings
 from imprompt.recipes.emoji.evidence.references import Reference
@@ -49,7 +49,7 @@ def write_document(settings: EvidenceSettings, references: Sequence[Reference], 
         ImpromptError: Something was not drawn.
     """
     drawn = partial(pictures_of, settings)
-    sees = kept(judge, settings.work / JUDGED)
+    sees = remembering(judge, settings.work / JUDGED)
     measured = measure(settings, references, dataset.load(), drawn, sees)
     arms = judged_arms(settings)
     findings = Findings(

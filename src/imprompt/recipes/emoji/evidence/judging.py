@@ -156,7 +156,7 @@ def measure(
     )
 
 
-def kept(sees: Sees, folder: Path) -> Sees:
+def remembering(sees: Sees, folder: Path) -> Sees:
     """A judge that looks at the same pictures only once: what it saw lies in a folder, by the hash of the pictures."""
 
     def look(pictures: Pictures) -> Verdict:

@@ -9,14 +9,13 @@ from imprompt.evaluation.intervals import Interval, bootstrap, difference, ratio
 from imprompt.recipes.emoji.evidence.judging import Measured
 from imprompt.recipes.emoji.evidence.references import HeldOut
 
-Outcome = Literal["holds", "does not hold", "not decided by so few pictures"]
+Outcome = Literal["holds", "does not hold", "not decided"]
 HOLDS: Outcome = "holds"
 FAILS: Outcome = "does not hold"
-UNDECIDED: Outcome = "not decided by so few pictures"
+UNDECIDED: Outcome = "not decided"
 
 NUM_DRAWS = 4000
 """Resampled means behind an interval."""
-
 
 FEWEST = 10
 """References below which nothing is decided: the bootstrap's intervals of fewer are too narrow, down to no width."""
@@ -87,12 +86,18 @@ def change(
     return difference(before, after, num_draws=NUM_DRAWS, level=level) if before and after else None
 
 
-def kept(measured: Measured, mark: str, series: str, measure: str) -> Interval | None:
-    """What share of the mark's mean a series reaches; None where the mark may be zero, or one was not measured."""
-    whole, part = (measured.values(name, measure) for name in (mark, series))
+def kept(measured: Measured, mark: str, series: str, measure: str, chance: float = 0.0) -> Interval | None:
+    """What share of the mark's mean above chance a series reaches, since chance is kept by whoever keeps nothing.
+
+    Returns:
+        The share; None where the mark may be no better than chance, or one was not measured.
+    """
+    whole, part = (
+        {place: value - chance for place, value in measured.values(name, measure).items()} for name in (mark, series)
+    )
     if not whole or not part:
         return None
     try:
         return ratio(whole, part, num_draws=NUM_DRAWS)
-    except EvaluationError:  # the mark may be zero, which nothing is a share of
+    except EvaluationError:  # nothing is a share of what may be zero
         return None
