@@ -1,4 +1,4 @@
-"""What each way to give a base an image costs: trained parameters, pictures seen, processor time and bytes."""
+"""What each way to give a base an image costs: trained parameters, pictures seen, arithmetic and bytes."""
 
 from dataclasses import dataclass
 from math import prod
@@ -30,6 +30,7 @@ class CostRow:
         num_pictures: Seen.
         minutes: Of a processor.
         seconds_per_step: Of a processor.
+        operations_per_step: Floating-point operations.
         num_bytes: Of what is to be kept, in half precision.
     """
 
@@ -40,6 +41,7 @@ class CostRow:
     num_pictures: int | None
     minutes: float | None
     seconds_per_step: float | None
+    operations_per_step: int | None
     num_bytes: int
 
 
@@ -71,6 +73,7 @@ def _ablations(settings: EvidenceSettings, base: int) -> list[CostRow]:
                     num_pictures=cost.num_pictures,
                     minutes=cost.seconds / 60,
                     seconds_per_step=cost.seconds_per_step,
+                    operations_per_step=cost.operations_per_step,
                     num_bytes=cost.num_stored_bytes,
                 )
             )
@@ -94,6 +97,7 @@ def _shipped(settings: EvidenceSettings, base: int) -> list[CostRow]:
                 num_pictures=stage.get("samples"),
                 minutes=None,
                 seconds_per_step=None,
+                operations_per_step=None,
                 num_bytes=path.stat().st_size,
             )
         )
@@ -109,5 +113,6 @@ def _paper() -> CostRow:
         num_pictures=PAPER_PICTURES,
         minutes=None,
         seconds_per_step=None,
+        operations_per_step=None,
         num_bytes=PAPER_BYTES,
     )

@@ -58,7 +58,7 @@ def write_document(settings: EvidenceSettings, references: Sequence[Reference], 
         num_arms=len({arm.drawn for arm in arms} - {None}),
         claims=all_claims(measured, settings.training_seeds),
         costs=cost_rows(settings),
-        origin=origin(settings.bundle),
+        origin=origin(settings),
     )
     folder = output.with_suffix("")
     _save_pictures(findings, {arm.name: arm for arm in arms}, drawn, folder)

@@ -9,21 +9,25 @@ from pathlib import Path
 import torch
 
 from imprompt.core.files import sha256_file
+from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
+from imprompt.training.loop.optimizers import autocast_format
 
 PACKAGES = ("imprompt", "torch", "diffusers", "transformers", "peft", "numpy")
 UNKNOWN = "unknown: not run from the project's repository"
 
 
-def origin(bundle: Path) -> dict[str, str]:
+def origin(settings: EvidenceSettings) -> dict[str, str]:
     """What made the figures, in words.
 
     Args:
-        bundle: Folder of the model.
+        settings: Of the run.
     """
+    number_format = autocast_format(settings.autocast, torch.device(settings.device))
     return {
         "commit": commit(Path(__file__)),
-        "base": f"`unet` with SHA-256 {_hash_of(bundle / 'unet')}",
-        "machine": f"{_processor()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads of torch",
+        "base": f"`unet` with SHA-256 {_hash_of(settings.bundle / 'unet')}",
+        "machine": f"{_processor()}, {os.cpu_count()} processors",
+        "arithmetic": "float32" if number_format is None else str(number_format).removeprefix("torch."),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
     }

@@ -165,6 +165,8 @@ def _costs(costs: Sequence[CostRow]) -> str:
         "pictures seen",
         "processor minutes",
         "seconds a step",
+        "operations a step",
+        "bytes",
     ]
     rows = [
         [
@@ -175,6 +177,7 @@ def _costs(costs: Sequence[CostRow]) -> str:
             _number(row.num_pictures, ",.0f"),
             _number(row.minutes, ".1f"),
             _number(row.seconds_per_step, ".3f"),
+            _number(row.operations_per_step, ".2e"),
             f"{row.num_bytes:,}",
         ]
         for row in costs
@@ -182,9 +185,10 @@ def _costs(costs: Sequence[CostRow]) -> str:
     return (
         "## Costs\n\n"
         "The paper's adapter has 22 M trained parameters beside a denoiser of 860 M. Processor time is of arithmetic "
-        "alone, measured on some steps after each training; bytes are those of what has to be kept of a model, in half "
+        "alone, measured on some steps after each training; operations are those of its products of matrices and its "
+        "convolutions, forward and backward; bytes are those of what has to be kept of a model, in half "
         "precision. A dash stands for what is not known. These are counts, without a verdict.\n\n"
-        + _table([[*head, "bytes"], *rows])
+        + _table([head, *rows])
     )
 
 
