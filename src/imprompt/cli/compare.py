@@ -12,7 +12,8 @@ def compare(
 ) -> None:
     """Compare two evaluations picture by picture, over the subjects, prompts and seeds that both have.
 
-    A change is called real where its 95 % interval, resampled over subjects, prompts and seeds, leaves zero out.
+    A change is called real where its 95 % interval leaves zero out: resampled over subjects, prompts and seeds, or of
+    FID, KID and CMMD by leaving out subjects, which wants the same pictures in both.
 
     Example:
 

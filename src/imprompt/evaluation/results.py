@@ -114,7 +114,7 @@ class Results:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
     def summary(self) -> list[dict[str, Any]]:
-        """Mean and 95 % interval of every metric and series."""
+        """Mean and 95 % interval of every metric and series; `sets` has those of distances between sets."""
         names = [name for name, metric in METRICS.items() if metric.kind != "set"]
         found = [(name, series, self.interval(name, series)) for name in names for series in self.series()]
         return [
