@@ -12,8 +12,7 @@ def compare(
 ) -> None:
     """Compare two evaluations picture by picture, over the subjects, prompts and seeds that both have.
 
-    A change is called real where its 95 % interval leaves zero out: resampled over subjects, prompts and seeds, or of
-    FID, KID and CMMD by leaving out subjects, which wants the same pictures in both.
+    A change is real where its 95 % interval leaves zero out; that of FID, KID or CMMD wants the same pictures in both.
 
     Example:
 

@@ -248,6 +248,7 @@ def test_verdicts_follow_from_tests():
     assert anywhere([[fails, holds], [fails]]) == FAILS
     assert weakest([holds, open_, fails]) is fails
     assert weakest([holds, open_]) is open_
+    assert weakest([holds, close := Figure(what="", interval=interval(0.1, 1.0)), holds]) is close
 
 
 def test_what_may_be_zero_is_no_mark():

@@ -65,9 +65,16 @@ def anywhere(ways: Sequence[Sequence[Figure]]) -> Outcome:
 
 
 def weakest(tests: Sequence[Figure]) -> Figure:
-    """The test on which the verdict hangs: the first that fails, else the first that is not decided, else the first."""
+    """The test on which the verdict hangs: the first that fails, else the first that is not decided, else the closest."""
     order = (FAILS, UNDECIDED, HOLDS)
-    return min(tests, key=lambda test: order.index(test.outcome))
+    return min(tests, key=lambda test: (order.index(test.outcome), _room(test) if test.outcome == HOLDS else 0.0))
+
+
+def _room(test: Figure) -> float:
+    """How far beyond its bound the interval lies, in its own widths."""
+    assert test.interval is not None
+    ends = (test.interval.low, test.interval.high)
+    return min(abs(end - test.bound) for end in ends) / max(ends[1] - ends[0], 1e-9)
 
 
 def mean(
