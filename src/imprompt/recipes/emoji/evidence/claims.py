@@ -188,7 +188,8 @@ def fine_or_global(measured: Measured) -> Claim:
         "images.",
         source="section 4.4.2, figure 11",
         compared="The two adapters that ship: `plus` reads every patch, `global` one embedding. `plus` must be more "
-        "faithful by both measures, and its pictures of one reference less diverse.",
+        "faithful by both measures, and its pictures of one reference less diverse. Each was trained once; what other "
+        "trainings would give is in no interval.",
         rows=_rows(measured, ("text", *ADAPTERS), columns),
         ways=[tests],
         sheet=["global", "plus"],

@@ -65,7 +65,7 @@ def anywhere(ways: Sequence[Sequence[Figure]]) -> Outcome:
 
 
 def weakest(tests: Sequence[Figure]) -> Figure:
-    """The test on which the verdict hangs: the first that fails, else the first that is not decided, else the closest."""
+    """The test on which the verdict hangs: the first that fails, else the first not decided, else the closest."""
     order = (FAILS, UNDECIDED, HOLDS)
     return min(tests, key=lambda test: (order.index(test.outcome), _room(test) if test.outcome == HOLDS else 0.0))
 
