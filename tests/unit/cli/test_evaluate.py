@@ -96,6 +96,22 @@ def test_a_run_takes_no_pictures_of_another(evaluate, references):
     assert code == 1 and "pictures of other references" in err
 
 
+def test_a_reference_that_cannot_be_read_is_told_in_a_sentence(evaluate, references):
+    whole = (references / "subject-1.png").read_bytes()
+    (references / "subject-1.png").write_bytes(whole[: len(whole) // 2])
+    code, _, err = evaluate(metrics="near_copies")
+    assert code == 1 and "subject-1.png" in err and "damaged or cut short" in err
+    assert "Traceback" not in err
+
+
+def test_pictures_without_a_caption_have_no_likeness_to_one_and_are_counted(evaluate, references):
+    (references / "subject-1.txt").unlink()
+    code, out, err = evaluate(metrics="clip_t")
+    assert code == 0, err
+    (adapter,) = [line for line in out.splitlines() if line.startswith("adapter")]
+    assert adapter.endswith("2 without")
+
+
 def test_compare_tells_what_is_real(evaluate, run, tmp_path):
     evaluate("-o", "before")
     shutil.copytree(tmp_path / "before", tmp_path / "after")
