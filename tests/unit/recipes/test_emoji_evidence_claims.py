@@ -166,10 +166,11 @@ def test_a_picture_without_edges_agrees_with_none():
     assert measures.edge_correlations(plain, lines).item() == 0
 
 
-def test_the_named_subject_is_found_in_a_drawing_of_it_and_styles_in_real_pictures(measured):
+def test_the_named_subject_is_found_in_a_drawing_of_it_and_styles_in_real_pictures(measured, chosen):
     assert (values_of(measured, "text-other", "named") == 1).all()
     assert values_of(measured, "copy", "named").mean() < 0.5
     assert values_of(measured, "copy", "style").mean() > 0.7
+    assert measured.chance["style"] == np.bincount([one.style for one in chosen]).max() / len(chosen) > 1 / 8
 
 
 def test_pictures_in_a_look_are_compared_with_references_in_it(measured):
@@ -306,7 +307,7 @@ def test_image_and_text_hold_together_where_at_one_weight_both_are_followed(meas
 
 def told(claims, settings, chosen):
     findings = page.Findings(
-        settings=settings, references=chosen, num_arms=2, claims=claims, costs=[], origin={"commit": "unknown"}
+        settings=settings, references=chosen, num_arms=2, claims=claims, chance={}, costs=[], origin={"commit": "none"}
     )
     return page.text(findings, "evidence")
 

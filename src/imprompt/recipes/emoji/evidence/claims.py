@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imprompt.emoji.styles import STYLES
 from imprompt.evaluation.intervals import Interval
 from imprompt.recipes.emoji.evidence.ablations import ABLATIONS
 from imprompt.recipes.emoji.evidence.judging import CUSTOM_LOOKS, Measured, mark_of
@@ -14,7 +13,6 @@ from imprompt.recipes.emoji.evidence.verdicts import Figure, Outcome, anywhere, 
 COMPARABLE = 0.9
 """Share of another model's figure from which a figure counts as comparable, and as kept; the paper names none."""
 
-CHANCE = {"identified": 0.1, "named": 0.1, "style": 1 / len(STYLES), "likeness": 0.0}
 FIDELITY = ("identified", "likeness")
 SPLIT_WORDS: dict[HeldOut | None, str] = {
     None: "",
@@ -125,7 +123,7 @@ def adapter_or_finetuning(measured: Measured, training_seeds: Sequence[int]) -> 
     tests = [
         Figure(
             what=f"{measure} above chance: decoupled over fine-tuned",
-            interval=kept(measured, "finetuned", "decoupled", measure, CHANCE[measure]),
+            interval=kept(measured, "finetuned", "decoupled", measure, measured.chance[measure]),
             bound=COMPARABLE,
             trainings=_share_of_each_training(measured, "finetuned", "decoupled", measure, training_seeds),
         )
@@ -204,7 +202,7 @@ def custom_base(measured: Measured, base: str) -> Claim:
     tests = [
         Figure(
             what=f"{measure} above chance kept: {adapter} adapter",
-            interval=kept(measured, mark_of(adapter, base), f"{adapter}-{base}", measure, CHANCE[measure]),
+            interval=kept(measured, mark_of(adapter, base), f"{adapter}-{base}", measure, measured.chance[measure]),
             bound=COMPARABLE,
         )
         for adapter in ADAPTERS
@@ -300,7 +298,7 @@ def _both_followed(measured: Measured, weight: float, level: float) -> list[Figu
         Figure(
             what=f"{measure} {at}",
             interval=mean(measured, series, measure, level=level),
-            bound=CHANCE[measure],
+            bound=measured.chance[measure],
         )
         for measure in ("named", "style")
     ]
@@ -328,7 +326,9 @@ def judge_itself(measured: Measured) -> Claim:
     tests = [
         Figure(what="identified: the reference handed back", interval=mean(measured, "copy", "identified"), bound=0.99),
         Figure(
-            what="style: the reference handed back", interval=mean(measured, "copy", "style"), bound=CHANCE["style"]
+            what="style: the reference handed back",
+            interval=mean(measured, "copy", "style"),
+            bound=measured.chance["style"],
         ),
         *(
             Figure(
@@ -347,7 +347,8 @@ def judge_itself(measured: Measured) -> Claim:
         source="",
         compared="Real held-out pictures in place of drawn ones; pictures of a text that names another subject, which "
         "know nothing of the reference; and the text that describes the reference in words. Chance is 0.1 of "
-        f"`identified` and `named`, {CHANCE['style']:.3f} of `style`, 0 of `likeness`.",
+        f"`identified` and `named` and 0 of `likeness`; who draws all in the style that is commonest among the "
+        f"references has {measured.chance['style']:.3f} of `style`.",
         rows=_rows(measured, ("copy", "text-other", "text", *ADAPTERS), columns),
         ways=[tests],
         sheet=["text-other", "text"],
@@ -368,7 +369,7 @@ def _share_of_each_training(
     measured: Measured, mark: str, series: str, measure: str, seeds: Sequence[int]
 ) -> tuple[float, ...]:
     """Share of the mark of each training seed."""
-    found = (kept(measured, f"{mark}-{seed}", f"{series}-{seed}", measure, CHANCE[measure]) for seed in seeds)
+    found = (kept(measured, f"{mark}-{seed}", f"{series}-{seed}", measure, measured.chance[measure]) for seed in seeds)
     return tuple(interval.mean for interval in found if interval is not None)
 
 

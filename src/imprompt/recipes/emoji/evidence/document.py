@@ -57,6 +57,7 @@ def write_document(settings: EvidenceSettings, references: Sequence[Reference], 
         references=references,
         num_arms=len({arm.drawn for arm in arms} - {None}),
         claims=all_claims(measured, settings.training_seeds),
+        chance=measured.chance,
         costs=cost_rows(settings),
         origin=origin(settings),
     )

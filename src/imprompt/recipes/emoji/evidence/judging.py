@@ -46,6 +46,9 @@ CUSTOM_LOOKS: dict[str, Look] = {
 }
 """Look of what each custom base draws, by the end of its arms' names."""
 
+CHANCE = {"identified": 0.1, "named": 0.1, "style": 1 / len(STYLES), "likeness": 0.0}
+"""What pictures reach that know nothing of what they are measured by; `style`, where all styles are as common."""
+
 NUM_TRAINING = 1500
 """Pictures of the training split for the mean and the style probe; a run on few references looks at fewer."""
 
@@ -115,11 +118,13 @@ class Measured:
             and the noise's where the measure has one for each.
         splits: Split of each reference, by number.
         titles: Of the series, in tables.
+        chance: What pictures reach that know nothing; of `style` the most that the same style everywhere reaches.
     """
 
     series: dict[str, dict[str, dict[Place, float]]] = field(default_factory=dict)
     splits: dict[int, HeldOut] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
+    chance: dict[str, float] = field(default_factory=CHANCE.copy)
 
     def values(self, series: str, measure: str, split: HeldOut | None = None) -> dict[Place, float]:
         """Values at places; of the references of one split or of all. Empty where there are none."""
@@ -153,6 +158,7 @@ def measure(
         series={**series, **pooled},
         splits={reference.number: reference.split for reference in references},
         titles={**{arm.name: arm.title for arm in arms}, **titles},
+        chance={**CHANCE, "style": standard.styles.bincount().max().item() / len(references)},
     )
 
 

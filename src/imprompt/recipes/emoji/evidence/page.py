@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from imprompt.evaluation.intervals import Interval
-from imprompt.recipes.emoji.evidence.claims import CHANCE, Chart, Claim
+from imprompt.recipes.emoji.evidence.claims import Chart, Claim
 from imprompt.recipes.emoji.evidence.cost_table import CostRow
 from imprompt.recipes.emoji.evidence.references import Reference
 from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
@@ -32,6 +32,7 @@ class Findings:
         references: What was drawn from.
         num_arms: Ways of drawing that were judged.
         claims: With their verdicts.
+        chance: What pictures reach that know nothing, by measure.
         costs: Of trainings.
         origin: Commit, machine and versions.
     """
@@ -40,6 +41,7 @@ class Findings:
     references: Sequence[Reference]
     num_arms: int
     claims: list[Claim]
+    chance: dict[str, float]
     costs: list[CostRow]
     origin: dict[str, str]
 
@@ -55,7 +57,7 @@ def text(findings: Findings, folder: str) -> str:
         "# The paper's claims on the embedded model",
         _introduction(findings),
         _summary(findings.claims),
-        _measures(),
+        _measures(findings.chance),
         *(_section(claim, findings, folder) for claim in findings.claims),
         _costs(findings.costs),
         _what_falls_short(findings.claims),
@@ -99,8 +101,8 @@ def _summary(claims: Sequence[Claim]) -> str:
     return "## Summary\n\n" + _table([["claim", "verdict", "the figure on which it hangs"], *rows])
 
 
-def _measures() -> str:
-    rows = [[f"`{name}`", words, f"{CHANCE[name]:.3g}" if name in CHANCE else ""] for name, words in MEASURES.items()]
+def _measures(chance: dict[str, float]) -> str:
+    rows = [[f"`{name}`", words, f"{chance[name]:.3g}" if name in chance else ""] for name, words in MEASURES.items()]
     return (
         "## What is measured\n\n"
         "The judge's features are centred on their mean over pictures of the training split. Figures are means with "
@@ -108,7 +110,9 @@ def _measures() -> str:
         "of pairs, of the same reference and noise. A claim holds where the whole interval of every figure that "
         "decides is beyond its bound, does not hold where that of one is wholly on the other side, and else is not "
         f"decided; nothing is decided by fewer than {FEWEST} references. Trainings are too few for an interval of "
-        "their own: each is told, and all must agree.\n\n" + _table([["measure", "of a picture", "chance"], *rows])
+        "their own: each is told, and all must agree. Chance of `style` is that of pictures which "
+        "are all in the style that is commonest among the references.\n\n"
+        + _table([["measure", "of a picture", "chance"], *rows])
     )
 
 
