@@ -134,6 +134,7 @@ def evidence(
         Path | None, typer.Option(help="The page; docs/evidence.md by default, of --quick one in the cache.")
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes of one thread each that draw and train.")] = 2,
+    device: Annotated[str, typer.Option(help="Where to draw and train: cpu, cuda; there with one process.")] = "cpu",
 ) -> None:
     """Check the paper's claims on the packaged model: train what they compare, draw, judge, and write the page.
 
@@ -152,6 +153,8 @@ def evidence(
     quiet_libraries()
     from imprompt.recipes.emoji.evidence import run as recipe
 
-    settings = replace(recipe.quick_settings() if quick else recipe.default_settings(), num_processes=processes)
+    settings = replace(
+        recipe.quick_settings() if quick else recipe.default_settings(), num_processes=processes, device=device
+    )
     page = None if quick else output or Path("docs") / recipe.PAGE
     typer.echo(f"page: {recipe.run(settings, page)}")

@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,6 +27,7 @@ from imprompt.recipes.emoji.evidence.arms import Arm, Drawer
 from imprompt.recipes.emoji.evidence.processes import in_processes
 from imprompt.recipes.emoji.evidence.references import Reference
 from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
+from imprompt.training.loop.optimizers import autocast_format
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ PICTURES = "pictures"
 SEED_STRIDE = 100_003
 """More than there are pictures in the data set, so that no two noises are the same."""
 
-_ALWAYS = ("num_steps", "guidance_scale", "autocast")
+_ALWAYS = ("num_steps", "guidance_scale")
 _OF_TRAINING = ("training_steps", "training_batch_size", "training_minutes")
 _opened: dict[str, Drawer] = {}  # of this process
 
@@ -166,6 +168,7 @@ def _decided_by(settings: EvidenceSettings, arm: Arm, references: Sequence[Refer
     names = (*_ALWAYS, *(_OF_TRAINING if arm.needs_training else ()))
     return {
         "model": _weights_of(settings.bundle),
+        "number format": str(autocast_format(settings.autocast, torch.device(settings.device))),
         "references": [[reference.number, reference.other] for reference in references],
         **{name: getattr(settings, name) for name in names},
     }

@@ -1,11 +1,12 @@
 """The whole run: what is not trained is trained, what is not drawn is drawn, everything is judged and told."""
 
+import hashlib
 from pathlib import Path
 
+from imprompt.core.files import sha256_file
 from imprompt.emoji.bundle import bundle_folder
 from imprompt.evaluation.mobilenet import load_judge
 from imprompt.recipes.emoji import dataset
-from imprompt.recipes.emoji.base import base_fingerprint
 from imprompt.recipes.emoji.evidence.document import write_document
 from imprompt.recipes.emoji.evidence.drawing import draw_all
 from imprompt.recipes.emoji.evidence.references import references
@@ -15,6 +16,7 @@ from imprompt.recipes.emoji.evidence.training import ablation_arms, train_ablati
 from imprompt.recipes.emoji.paths import cache_folder
 
 PAGE = "evidence.md"
+NETWORKS = ("text_encoder", "image_encoder", "unet", "vae")
 
 
 def default_settings() -> EvidenceSettings:
@@ -37,8 +39,10 @@ def quick_settings() -> EvidenceSettings:
 
 
 def work_folder() -> Path:
-    """Where a run on the packaged base keeps what it makes; another base has another folder."""
-    return cache_folder() / "evidence" / base_fingerprint()
+    """Where a run keeps what it makes: named by the networks that its trainings stand on."""
+    files = [file for part in NETWORKS for file in sorted((bundle_folder() / part).glob("*.safetensors"))]
+    digest = hashlib.sha256("".join(sha256_file(file) for file in files).encode())
+    return cache_folder() / "evidence" / digest.hexdigest()[:12]
 
 
 def run(settings: EvidenceSettings, output: Path | None = None) -> Path:

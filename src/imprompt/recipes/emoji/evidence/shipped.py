@@ -207,6 +207,7 @@ def prepare(settings: EvidenceSettings) -> None:
 
 def _finetuning(settings: EvidenceSettings) -> custom.CustomConfig:
     config = custom.default_config("finetune")
+    config = replace(config, loop=changed(config.loop, {"device": settings.device}))
     if settings.training_steps >= config.loop.num_steps:
         return replace(config, preview_every=0)
     changes = {"num_steps": settings.training_steps, "output": settings.work / "finetuning"}
