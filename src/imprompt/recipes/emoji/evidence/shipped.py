@@ -46,7 +46,7 @@ WEIGHTS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class Setting:
     """What a picture is drawn with.
 
     Attributes:
@@ -67,9 +67,9 @@ class Way:
 def shipped_arms() -> list[Arm]:
     """All of them, the controls without an image first."""
     return [
-        _arm("text", "text alone", Way(text="caption")),
-        _arm("text-other", "text alone, another subject", Way(text="other")),
-        *(_arm(name, f"{name} adapter", Way(adapter=name)) for name in ADAPTERS),
+        _arm("text", "text alone", Setting(text="caption")),
+        _arm("text-other", "text alone, another subject", Setting(text="other")),
+        *(_arm(name, f"{name} adapter", Setting(adapter=name)) for name in ADAPTERS),
         *(arm for name in ADAPTERS for arm in _with_another_text(name)),
         *(arm for name in ADAPTERS for arm in _on_custom_models(name)),
         *_with_structure(),
@@ -79,48 +79,48 @@ def shipped_arms() -> list[Arm]:
 def _with_another_text(name: AdapterName) -> list[Arm]:
     title = "{} adapter at {}, text of another subject"
     return [
-        _arm(f"{name}-other-{weight}", title.format(name, weight), Way(adapter=name, weight=weight, text="other"))
+        _arm(f"{name}-other-{weight}", title.format(name, weight), Setting(adapter=name, weight=weight, text="other"))
         for weight in WEIGHTS
     ]
 
 
 def _on_custom_models(name: AdapterName) -> list[Arm]:
     return [
-        _arm(f"{name}-finetuned", f"{name} adapter, fine-tuned base", Way(adapter=name, base="finetuned")),
-        _arm(f"{name}-lora", f"{name} adapter, LoRA", Way(adapter=name, base="lora")),
+        _arm(f"{name}-finetuned", f"{name} adapter, fine-tuned base", Setting(adapter=name, base="finetuned")),
+        _arm(f"{name}-lora", f"{name} adapter, LoRA", Setting(adapter=name, base="lora")),
     ]
 
 
 def _with_structure() -> list[Arm]:
     return [
-        _arm("controlnet", "ControlNet alone", Way(structure="controlnet")),
-        _arm("controlnet-plus", "ControlNet and plus adapter", Way(structure="controlnet", adapter="plus")),
-        _arm("t2i", "T2I-Adapter alone", Way(structure="t2i")),
-        _arm("t2i-plus", "T2I-Adapter and plus adapter", Way(structure="t2i", adapter="plus")),
+        _arm("controlnet", "ControlNet alone", Setting(structure="controlnet")),
+        _arm("controlnet-plus", "ControlNet and plus adapter", Setting(structure="controlnet", adapter="plus")),
+        _arm("t2i", "T2I-Adapter alone", Setting(structure="t2i")),
+        _arm("t2i-plus", "T2I-Adapter and plus adapter", Setting(structure="t2i", adapter="plus")),
     ]
 
 
-def _arm(name: str, title: str, way: Way) -> Arm:
-    return Arm(name=name, title=title, open=partial(open_way, way=way))
+def _arm(name: str, title: str, setting: Setting) -> Arm:
+    return Arm(name=name, title=title, open=partial(open_setting, setting=setting))
 
 
-def open_way(settings: EvidenceSettings, way: Way) -> Drawer:
-    """Load what a way draws with; see `Arm.open`."""
-    pipe = _pipeline(settings, way)
-    images = None if way.adapter is None else _attached(pipe, settings, way.adapter)
+def open_setting(settings: EvidenceSettings, setting: Setting) -> Drawer:
+    """Load what a setting draws with; see `Arm.open`."""
+    pipe = _pipeline(settings, setting)
+    images = None if setting.adapter is None else _attached(pipe, settings, setting.adapter)
 
     def draw(references: Sequence[Reference], seeds: Sequence[int]) -> UInt8[Tensor, "references 3 height width"]:
-        control = None if way.structure is None else _control(way.structure, references)
+        control = None if setting.structure is None else _control(setting.structure, references)
 
         def before(part: slice) -> dict[str, Any]:
             if images is not None:
-                images.set(rows=[[ImagePrompt(one.image, weight=way.weight)] for one in references[part]])
+                images.set(rows=[[ImagePrompt(one.image, weight=setting.weight)] for one in references[part]])
             return {} if control is None else {"image": control[part]}
 
         with warnings.catch_warnings():
             # diffusers' own, of its pipeline for T2I-Adapters
             warnings.filterwarnings("ignore", "The decode_latents method", FutureWarning)
-            return sample(pipe, settings, [text_of(one, way.text) for one in references], seeds, before)
+            return sample(pipe, settings, [text_of(one, setting.text) for one in references], seeds, before)
 
     return draw
 
@@ -149,15 +149,15 @@ def _attached(pipe: Any, settings: EvidenceSettings, name: AdapterName) -> Any:
     return attach(pipe, adapter, image_encoder=settings.bundle / "image_encoder")
 
 
-def _pipeline(settings: EvidenceSettings, way: Way) -> Any:
+def _pipeline(settings: EvidenceSettings, setting: Setting) -> Any:
     pipe = load_pipeline(settings.bundle, dtype=torch.float32, device=settings.device)
-    if way.base == "finetuned":
+    if setting.base == "finetuned":
         unet = UNet2DConditionModel.from_pretrained(finetuned_folder(settings), torch_dtype=torch.float32)
         pipe.unet = unet.to(settings.device)  # pyright: ignore[reportArgumentType]  (torch's own `to`)
-    if way.base == "lora":
+    if setting.base == "lora":
         pipe.load_lora_weights(settings.bundle / "lora")
-    if way.structure is not None:
-        pipe = _STRUCTURES[way.structure](pipe, settings)
+    if setting.structure is not None:
+        pipe = _STRUCTURES[setting.structure](pipe, settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
