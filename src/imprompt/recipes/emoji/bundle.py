@@ -159,16 +159,21 @@ def _write_texts(target: Path, *, packaged: Path) -> None:
 
 
 def training_figures() -> dict[str, dict[str, Any]]:
-    """Last log line of every stage that has one, and those of the runs before them that a restored bundle told of."""
+    """Last log line of every stage's training, and those of the runs before them that a restored bundle told of."""
     figures: dict[str, dict[str, Any]] = {}
     for log in sorted((cache_folder() / "stages").glob("*/log.jsonl")):
-        figures[log.parent.name] = json.loads(log.read_text().splitlines()[-1])
+        figures[log.parent.name] = _last_of_training(log.read_text())
     file = earlier_figures_file()
     for name, last in json.loads(file.read_text()).items() if file.is_file() else ():
         while name in figures:
             name = f"{name}, before"
         figures[name] = last
     return dict(sorted(figures.items()))
+
+
+def _last_of_training(log: str) -> dict[str, Any]:
+    """The last line that tells how far training is; lines of validations and sheets come between."""
+    return next(line for line in map(json.loads, reversed(log.splitlines())) if "samples" in line)
 
 
 def _part_figures(figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
