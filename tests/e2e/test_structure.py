@@ -87,6 +87,10 @@ def lora():
     return pipe
 
 
+def test_references_alone_are_followed(plain, like_references):
+    assert like_references(plain) > 0.6
+
+
 def test_a_controlnet_gives_the_edges_and_the_image_prompt_the_rest(controlnet, plain, like_references):
     pipe, edges = pipeline("ControlNet", controlnet=controlnet), as_tensor(EDGES)
     alone = like_references(sample(pipe, image=EDGES))
