@@ -12,7 +12,7 @@ def compare(
 ) -> None:
     """Compare two evaluations picture by picture, over the subjects, prompts and seeds that both have.
 
-    A change is real where its 95 % interval leaves zero out; that of FID, KID or CMMD wants the same pictures in both.
+    Means are over these, too; where one has more, the line says how many are shared. A change is real where its 95 % interval leaves zero out; that of FID, KID or CMMD wants the same pictures in both.
 
     Example:
 
@@ -20,7 +20,7 @@ def compare(
     """
     from imprompt.evaluation.metrics.table import METRICS
     from imprompt.evaluation.results import compare as compare_results
-    from imprompt.evaluation.results import read_results
+    from imprompt.evaluation.results import differing_settings, read_results
 
     before, after = read_results(first), read_results(second)
     for row in compare_results(before, after):
@@ -32,10 +32,13 @@ def compare(
             else {True: "better", False: "worse", None: "other"}[better]
         )
         where = told(arm, scale)
+        among = "" if row.is_of_all else f"  ({change.num_values} shared of {row.num_first} and {row.num_second})"
         typer.echo(
             f"{metric.title:18s} {where:14s} {row.first.mean:.4f} -> {row.second.mean:.4f}  "
-            f"change {change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]  {word}"
+            f"change {change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]  {word}{among}"
         )
+    for name, (one, other) in differing_settings(before, after).items():
+        typer.echo(f"not set alike: {name} is {one} in the first and {other} in the second", err=True)
     alone = sorted({*before.series()} ^ {*after.series()})
     if alone:
         names = ", ".join(told(arm, scale) for arm, scale in alone)

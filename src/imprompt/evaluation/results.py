@@ -228,9 +228,11 @@ class Comparison:
     Attributes:
         metric: its name.
         series: arm and scale.
-        first: in the first.
-        second: in the second.
+        first: in the first, over what both have.
+        second: in the second, over what both have.
         change: second less first, in pairs.
+        num_first: values in the whole of the first.
+        num_second: values in the whole of the second.
     """
 
     metric: str
@@ -238,6 +240,13 @@ class Comparison:
     first: Interval
     second: Interval
     change: Interval
+    num_first: int
+    num_second: int
+
+    @property
+    def is_of_all(self) -> bool:
+        """Whether both have the same places, so that nothing was left out."""
+        return self.change.num_values == self.num_first == self.num_second
 
 
 def compare(first: Results, second: Results) -> list[Comparison]:
@@ -261,14 +270,22 @@ def compare(first: Results, second: Results) -> list[Comparison]:
     return found
 
 
+def differing_settings(first: Results, second: Results) -> dict[str, tuple[Any, Any]]:
+    """Settings of the protocol, by name, that are not the same in both; what was measured is none of them."""
+    names = [name for name in first.protocol if name in second.protocol and name not in ("title", "metrics")]
+    pairs = {name: (first.protocol[name], second.protocol[name]) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def _compared(first: Results, second: Results, metric: str, series: Series) -> Comparison | None:
     if METRICS[metric].kind == "set":
         return _compared_sets(first, second, metric, series)
     one, other = first.measured(metric, series), second.measured(metric, series)
-    if not one.keys() & other.keys():
+    shared = [place for place in one if place in other]
+    if not shared:
         return None
-    before, after = (bootstrap(list(values.values()), list(values)) for values in (one, other))
-    return Comparison(metric, series, before, after, difference(one, other))
+    before, after = (bootstrap([values[place] for place in shared], shared) for values in (one, other))
+    return Comparison(metric, series, before, after, difference(one, other), len(one), len(other))
 
 
 def _compared_sets(first: Results, second: Results, metric: str, series: Series) -> Comparison | None:
@@ -283,6 +300,8 @@ def _compared_sets(first: Results, second: Results, metric: str, series: Series)
     elif places[0] != places[1] or one["num_references"] != other["num_references"]:
         why = "they are not of the same subjects, prompts and seeds; evaluate both with the same"
     else:
-        return Comparison(metric, series, before, after, set_change(one, other))
+        return Comparison(
+            metric, series, before, after, set_change(one, other), one["num_pictures"], other["num_pictures"]
+        )
     logger.warning("%s of %s at %g is not compared: %s", METRICS[metric].title, *series, why)
     return None

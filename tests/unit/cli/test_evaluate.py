@@ -148,6 +148,14 @@ def test_compare_tells_what_is_real(evaluate, run, tmp_path):
     assert code == 1 and "no results.json" in err
 
 
+def test_compare_tells_how_many_pictures_are_shared_and_what_was_set_otherwise(evaluate, run):
+    assert evaluate("-o", "before", metrics="near_copies")[0] == 0
+    assert evaluate("-o", "after", "--num-seeds", 3, metrics="near_copies")[0] == 0
+    code, out, err = run("compare", "before", "after")
+    assert code == 0 and "(4 shared of 4 and 6)" in out
+    assert "num_seeds is 2 in the first and 3 in the second" in err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

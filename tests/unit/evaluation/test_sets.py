@@ -160,6 +160,15 @@ def test_sets_of_others_are_not_compared(
     assert caplog.text.count("not of the same subjects, prompts and seeds") == 6  # of the adapter, of the text alone
 
 
+def test_means_and_change_are_of_the_same_pictures(evaluated: Callable[..., Results]) -> None:
+    first, second = evaluated(measured=["clip_i"]), evaluated(measured=["clip_i"], seed=1, num_seeds=3)
+    (row,) = [row for row in compare(first, second) if row.series == ADAPTER]
+    assert row.change.mean == pytest.approx(row.second.mean - row.first.mean)
+    assert (row.num_first, row.num_second, row.change.num_values) == (48, 72, 48) and not row.is_of_all
+    whole = second.interval("clip_i", ADAPTER)
+    assert whole is not None and whole.mean != row.second.mean
+
+
 def test_few_subjects_have_a_value_and_no_interval(
     evaluated: Callable[..., Results], caplog: pytest.LogCaptureFixture
 ) -> None:
