@@ -17,10 +17,10 @@ def read_folder(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
     Without prompts a picture is followed alone and compared with its caption; with prompts, with each of them.
 
     Raises:
-        EvaluationError: there are no pictures.
+        EvaluationError: there are no pictures, or two of one name.
     """
     cases = []
-    for path in pictures_in(folder):
+    for path in _subjects_in(folder):
         beside = path.with_suffix(".txt")
         caption = beside.read_text().strip() if beside.is_file() else ""
         cases += _cases(path.stem, (path,), prompts, caption)
@@ -64,7 +64,7 @@ def read_style_content(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
             caption=content,
             style=style,
         )
-        for style in pictures_in(folder / "style")
+        for style in _subjects_in(folder / "style")
         for number, content in enumerate(contents)
     ]
 
@@ -104,7 +104,7 @@ def read_dreambench_plus(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
         first: dict[str, Path] = {}
         for file in sorted(subject.glob("*_*.txt")):
             first.setdefault(file.stem.partition("_")[0], file)
-        images = {path.stem: path for path in pictures_in(folder / "src_image" / subject.name)}
+        images = {path.stem: path for path in _subjects_in(folder / "src_image" / subject.name)}
         for number, file in first.items():
             if file.stem not in images:
                 raise EvaluationError(f"'{file}' has no picture of its name in src_image/{subject.name}")
@@ -138,6 +138,19 @@ def pictures_in(folder: Path) -> list[Path]:
     if not found:
         raise EvaluationError(f"'{folder}' holds no pictures ({', '.join(PICTURES)}); give a folder that does")
     return found
+
+
+def _subjects_in(folder: Path) -> list[Path]:
+    """Pictures of a folder whose names without the ending are those of subjects, and therefore one each."""
+    known: dict[str, Path] = {}
+    for path in pictures_in(folder):
+        if path.stem in known:
+            raise EvaluationError(
+                f"'{known[path.stem].name}' and '{path.name}' in '{folder}' would both be the subject {path.stem!r}; "
+                "rename one"
+            )
+        known[path.stem] = path
+    return list(known.values())
 
 
 def _cases(subject: str, references: tuple[Path, ...], prompts: tuple[str, ...], caption: str) -> list[Case]:

@@ -105,6 +105,15 @@ def test_wrong_folders_are_told_in_a_sentence(read, words: str, tmp_path: Path) 
         read(tmp_path)
 
 
+def test_two_pictures_of_one_name_are_no_subject(tmp_path: Path) -> None:
+    picture(tmp_path / "style" / "a.png"), picture(tmp_path / "style" / "a.jpg")
+    (tmp_path / "content.txt").write_text("a cat")
+    with pytest.raises(EvaluationError, match=r"'a\.jpg' and 'a\.png' in .* rename one"):
+        read_folder(tmp_path / "style", ())
+    with pytest.raises(EvaluationError, match="rename one"):
+        read_style_content(tmp_path, ())
+
+
 def test_shares_are_the_whole_and_names_are_unique(tmp_path: Path) -> None:
     picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
     items = items_of(read_folder(tmp_path, ("x", "y")), scales=(0.5, 1.0), num_seeds=2, seed=3, controls=True)
