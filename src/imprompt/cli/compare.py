@@ -1,9 +1,12 @@
 """`imprompt compare`: which differences between two evaluations are real."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from imprompt.evaluation.intervals import Interval
 
 
 def compare(
@@ -12,7 +15,8 @@ def compare(
 ) -> None:
     """Compare two evaluations picture by picture, over the subjects, prompts and seeds that both have.
 
-    Means are over these, too; where one has more, the line says how many are shared. A change is real where its 95 % interval leaves zero out; that of FID, KID or CMMD wants the same pictures in both.
+    Means are over these, too; where one has more, the line says how many are shared. A change is real where
+    its 95 % interval leaves zero out; that of FID, KID or CMMD wants the same pictures in both.
 
     Example:
 
@@ -25,17 +29,11 @@ def compare(
     before, after = read_results(first), read_results(second)
     for row in compare_results(before, after):
         metric, (arm, scale), change = METRICS[row.metric], row.series, row.change
-        better = None if metric.higher_is_better is None else (change.mean > 0) == metric.higher_is_better
-        word = (
-            "no real difference"
-            if not change.excludes_zero
-            else {True: "better", False: "worse", None: "other"}[better]
-        )
         where = told(arm, scale)
         among = "" if row.is_of_all else f"  ({change.num_values} shared of {row.num_first} and {row.num_second})"
         typer.echo(
             f"{metric.title:18s} {where:14s} {row.first.mean:.4f} -> {row.second.mean:.4f}  "
-            f"change {change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]  {word}{among}"
+            f"change {change.told('+.4f')}  {verdict(change, metric.higher_is_better)}{among}"
         )
     for name, (one, other) in differing_settings(before, after).items():
         typer.echo(f"not set alike: {name} is {one} in the first and {other} in the second", err=True)
@@ -43,6 +41,16 @@ def compare(
     if alone:
         names = ", ".join(told(arm, scale) for arm, scale in alone)
         typer.echo(f"not compared, since only one of the two has it: {names}", err=True)
+
+
+def verdict(change: "Interval", higher_is_better: bool | None) -> str:
+    """What a change is, in words."""
+    if not change.is_known:
+        return "one subject decides nothing"
+    if not change.excludes_zero:
+        return "no real difference"
+    better = None if higher_is_better is None else (change.mean > 0) == higher_is_better
+    return {True: "better", False: "worse", None: "other"}[better]
 
 
 def told(arm: str, scale: float) -> str:

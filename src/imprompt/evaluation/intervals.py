@@ -35,12 +35,21 @@ class Interval:
     num_groups: int
 
     @property
+    def is_known(self) -> bool:
+        """Whether it says how far the mean may lie: one group alone says nothing of others."""
+        return self.num_groups > 1
+
+    @property
     def excludes_zero(self) -> bool:
         """Whether zero lies outside: of a difference, whether it is real."""
-        return self.low > 0 or self.high < 0
+        return self.is_known and (self.low > 0 or self.high < 0)
+
+    def told(self, form: str) -> str:
+        """Mean and bounds in a number's form, as ".3f"; the mean alone where the bounds are not known."""
+        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]" if self.is_known else f"{self.mean:{form}}"
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
+        return self.told(".4f")
 
 
 def bootstrap(

@@ -73,7 +73,7 @@ def summary_table(results: Results) -> list[list[str]]:
 def _summary(results: Results) -> str:
     note = (
         "Mean and 95 % interval by the bootstrap over subjects, then prompts, then seeds; of a distance between sets "
-        "by the jackknife over subjects, and at n pictures. "
+        "by the jackknife over subjects, and at n pictures; a single subject has none. "
         f"{len(results.rows)} pictures of {len({row.subject for row in results.rows})} subjects."
     )
     return f"<h2>Summary</h2>{_table(summary_table(results))}<p class=small>{_text(note)}</p>"
@@ -87,7 +87,7 @@ def _cell(results: Results, name: str, series: Series) -> str:
         return "–"
     unmeasured = results.num_unmeasured(name, series)
     apart = f" · {unmeasured} without" if unmeasured else ""
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]{apart}"
+    return f"{interval.told('.3f')}{apart}"
 
 
 def _set_cell(results: Results, name: str, series: Series) -> str:

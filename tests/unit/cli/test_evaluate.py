@@ -156,6 +156,13 @@ def test_compare_tells_how_many_pictures_are_shared_and_what_was_set_otherwise(e
     assert "num_seeds is 2 in the first and 3 in the second" in err
 
 
+def test_one_subject_has_a_mean_and_decides_nothing(evaluate, run):
+    code, out, err = evaluate("-o", "run", "--limit", 1, metrics="clip_i")
+    assert code == 0 and "[" not in out and "0." in out, err
+    code, out, _ = run("compare", "run", "run")
+    assert code == 0 and "[" not in out and out.splitlines()[0].endswith("change +0.0000  one subject decides nothing")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

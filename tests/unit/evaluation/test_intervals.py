@@ -56,6 +56,12 @@ def test_pairs_see_what_means_cannot() -> None:
     assert not difference(first, dict(first)).excludes_zero
 
 
+def test_one_subject_decides_nothing() -> None:
+    one, two = bootstrap([0.5, 0.7], [("a", 0), ("a", 1)]), bootstrap([0.5, 0.7], [("a", 0), ("b", 0)])
+    assert str(one) == "0.6000" and not one.is_known and not one.excludes_zero
+    assert str(two) == "0.6000 [0.5000, 0.7000]" and two.excludes_zero
+
+
 def test_the_seed_decides() -> None:
     places = [(index,) for index in range(9)]
     values = np.random.default_rng(9).normal(size=9).tolist()
