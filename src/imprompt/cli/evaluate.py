@@ -33,7 +33,7 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
     num_seeds: Annotated[int | None, typer.Option(help="Pictures of each subject, prompt and weight.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Strength of classifier-free guidance.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many subjects, from the first.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many subjects, from the first.")] = None,
     split: Annotated[
         str | None,
         typer.Option(help="Draw one share only, as 1/4; torchrun's and SLURM's ranks are read by themselves."),
@@ -42,7 +42,7 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
         Engine,
         typer.Option(help="Who draws: this process, or a Ray cluster, all of whose machines see the same paths."),
     ] = Engine.LOCAL,
-    batch_size: Annotated[int, typer.Option(help="Pictures drawn at once.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")] = 4,
     fail_under: Annotated[
         list[str] | None, typer.Option(help="Exit with status 1 where a mean is lower: clip_i=0.7; repeatable.")
     ] = None,

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from imprompt.evaluation.errors import EvaluationError
 from imprompt.evaluation.items import Case
@@ -22,7 +21,7 @@ def read_folder(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
     cases = []
     for path in _subjects_in(folder):
         beside = path.with_suffix(".txt")
-        caption = beside.read_text().strip() if beside.is_file() else ""
+        caption = _text(beside).strip() if beside.is_file() else ""
         cases += _cases(path.stem, (path,), prompts, caption)
     return cases
 
@@ -37,7 +36,7 @@ def read_subjects(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
     """
     if not prompts:
         raise EvaluationError("a protocol of subjects and prompts has no prompts; give some with --prompt or --prompts")
-    subjects = sorted(path for path in _existing(folder).iterdir() if path.is_dir())
+    subjects = sorted(path for path in _folder(folder).iterdir() if path.is_dir())
     if not subjects:
         raise EvaluationError(f"'{folder}' holds no folders; this layout wants one for each subject")
     cases = []
@@ -55,6 +54,8 @@ def read_style_content(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
         EvaluationError: a part is missing.
     """
     contents = prompts or tuple(line.strip() for line in _text(folder / "content.txt").splitlines() if line.strip())
+    if not contents:
+        raise EvaluationError(f"'{folder / 'content.txt'}' is empty; this layout wants a subject a line")
     return [
         Case(
             subject=style.stem,
@@ -100,7 +101,7 @@ def read_dreambench_plus(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
     if prompts:
         raise EvaluationError("DreamBench++ brings its own prompts, in text/; leave --prompt out, or take dreambench")
     cases = []
-    for subject in sorted(path for path in _existing(folder / "text").iterdir() if path.is_dir()):
+    for subject in sorted(path for path in _folder(folder / "text").iterdir() if path.is_dir()):
         first: dict[str, Path] = {}
         for file in sorted(subject.glob("*_*.txt")):
             first.setdefault(file.stem.partition("_")[0], file)
@@ -134,7 +135,7 @@ def pictures_in(folder: Path) -> list[Path]:
     Raises:
         EvaluationError: there is no such folder, or no picture in it.
     """
-    found = sorted(path for path in _existing(folder).iterdir() if path.suffix.lower() in PICTURES)
+    found = sorted(path for path in _folder(folder).iterdir() if path.suffix.lower() in PICTURES)
     if not found:
         raise EvaluationError(f"'{folder}' holds no pictures ({', '.join(PICTURES)}); give a folder that does")
     return found
@@ -168,5 +169,14 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _text(path: Path) -> Any:
-    return _existing(path).read_text(encoding="utf-8")
+def _folder(path: Path) -> Path:
+    if not _existing(path).is_dir():
+        raise EvaluationError(f"'{path}' is a file; this layout wants a folder there")
+    return path
+
+
+def _text(path: Path) -> str:
+    try:
+        return _existing(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise EvaluationError(f"'{path}' is no text in UTF-8; save it as such") from None

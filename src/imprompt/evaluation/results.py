@@ -137,8 +137,12 @@ def read_results(path: Path) -> Results:
             raise EvaluationError(f"'{file}' has version {content['version']}; this imprompt reads {VERSION}")
         kept = {name: content[name] for name in ("protocol", "models", "judges", "groups", "sets", "versions")}
         return Results(rows=[Row(**row) for row in content["rows"]], **kept)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(f"'{file}' is no results.json of `imprompt evaluate` ({error})") from error
+    except FileNotFoundError:
+        raise EvaluationError(
+            f"there is no '{file}', so no results.json to read; `imprompt evaluate` writes one"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvaluationError(f"'{file}' is no results.json of `imprompt evaluate` ({error!r})") from error
 
 
 def measure(

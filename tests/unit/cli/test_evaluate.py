@@ -186,6 +186,13 @@ def test_wrong_options_are_told_in_a_sentence(evaluate, tmp_path, options, words
     assert not (tmp_path / "evaluation").exists()  # told before anything is drawn
 
 
+@pytest.mark.parametrize("option", ["--limit", "--batch-size"])
+def test_numbers_below_one_are_refused(evaluate, tmp_path, option):
+    code, _, err = evaluate(option, 0)
+    assert code == 2 and option in err
+    assert not (tmp_path / "evaluation").exists()
+
+
 def test_a_judge_that_is_not_installed_is_told_before_anything_is_drawn(evaluate, tmp_path, monkeypatch):
     monkeypatch.setattr("imprompt.evaluation.mobilenet.find_spec", lambda name: None)
     code, _, err = evaluate(metrics="mobilenet")

@@ -114,6 +114,19 @@ def test_two_pictures_of_one_name_are_no_subject(tmp_path: Path) -> None:
         read_style_content(tmp_path, ())
 
 
+def test_texts_that_cannot_be_read_and_files_in_place_of_folders_are_told(tmp_path: Path) -> None:
+    image = picture(tmp_path / "style" / "a.png")
+    (tmp_path / "content.txt").write_text("\n \n")
+    with pytest.raises(EvaluationError, match=r"content\.txt' is empty"):
+        read_style_content(tmp_path, ())
+    image.with_suffix(".txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(EvaluationError, match=r"a\.txt' is no text in UTF-8"):
+        read_folder(tmp_path / "style", ())
+    for read in (read_folder, read_subjects):
+        with pytest.raises(EvaluationError, match="is a file"):
+            read(image, ("a cat",))
+
+
 def test_shares_are_the_whole_and_names_are_unique(tmp_path: Path) -> None:
     picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
     items = items_of(read_folder(tmp_path, ("x", "y")), scales=(0.5, 1.0), num_seeds=2, seed=3, controls=True)
