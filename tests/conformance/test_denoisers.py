@@ -30,6 +30,8 @@ OWN_LATENTS: dict[str, Callable[[Tensor], Tensor]] = {
 MIXED = {"MotifVideoTransformer3DModel"}
 # Tiny models that make a rounding error of one kernel a hundred times larger.
 TURBULENT = {"Kandinsky3UNet"}
+# Such a one whose embeddings are kept in float32, so that float64 does not help; share of the largest value.
+ROUNDS_AS_WELL = {"Kandinsky5Transformer3DModel": 1e-4}
 # What hosts cannot do here, with or without an adapter.
 NO_GRADIENTS = {"AnyFlowFARTransformer3DModel": "FlexAttention has no backward pass on CPUs"}
 # Columns of the picture where its adapter first acts.
@@ -115,7 +117,8 @@ def test_a_row_in_company_is_as_it_is_alone(host: Attachable) -> None:
         for row in range(host.rows):
             attachment.set(Conditioning(branches=(_row_of(branch, row),), rows=1))
             alone = host.entry.call(model, _cast(host.inputs(1, seed=3 + row), dtype))[0]
-            torch.testing.assert_close(alone, together[row], rtol=0, atol=1e-5 * float(together[row].abs().max()))
+            share = ROUNDS_AS_WELL.get(host.entry.name, 1e-5)
+            torch.testing.assert_close(alone, together[row], rtol=0, atol=share * float(together[row].abs().max()))
 
 
 def test_the_branch_is_attention_of_the_pictures_tokens(host: Attachable, monkeypatch: pytest.MonkeyPatch) -> None:
