@@ -40,6 +40,7 @@ def write_report(results: Results, references: dict[tuple[str, str], Path], fold
     """
     parts = [
         f"<h1>{_text(results.protocol['title'])}</h1>",
+        f"<p class=small>{_text(_settings(results))}</p>",
         _summary(results),
         _curve(results),
         *_sheets(results, references, folder),
@@ -53,6 +54,15 @@ def write_report(results: Results, references: dict[tuple[str, str], Path], fold
     with atomic_write(folder / "results.md") as path:
         path.write_text(_markdown(summary_table(results)), encoding="utf-8")
     return file
+
+
+def _settings(results: Results) -> str:
+    said = results.protocol
+    scales = ", ".join(f"{scale:g}" for scale in said["scales"])
+    return (
+        f"{said['steps']} steps, guidance {said['guidance_scale']:g}, sampler {said['scheduler'] or 'of the base'}, "
+        f"seeds {said['seed']} to {said['seed'] + said['num_seeds'] - 1}, weights {scales}."
+    )
 
 
 def _markdown(cells: Sequence[Sequence[str]]) -> str:
@@ -104,7 +114,7 @@ def _curve(results: Results) -> str:
     if len(series) < 2:
         return ""
     curves = {}
-    for name in ("clip_i", "clip_t", "dino", "dinov2", "style"):
+    for name in (name for name in _measured(results) if _is_cosine(name)):
         intervals = [results.interval(name, each) for each in series]
         if all(interval is not None for interval in intervals):
             curves[METRICS[name].title] = [interval.mean for interval in intervals if interval is not None]
@@ -114,6 +124,11 @@ def _curve(results: Results) -> str:
     return f"<h2>Over the weight</h2>{_embedded(chart)}"
 
 
+def _is_cosine(name: str) -> bool:
+    """Whether a metric belongs on an axis of cosines: shares and distances would squeeze the curves of others."""
+    return METRICS[name].kind == "picture" and METRICS[name].higher_is_better is True
+
+
 def _sheets(results: Results, references: dict[tuple[str, str], Path], folder: Path) -> Iterable[str]:
     """Best, median and worst pictures by the first metric of pictures, each beside its reference."""
     name = next((name for name in _measured(results) if METRICS[name].kind == "picture"), None)
@@ -121,14 +136,21 @@ def _sheets(results: Results, references: dict[tuple[str, str], Path], folder: P
     if name is None or not rows:
         return
     ranked = sorted(rows, key=lambda row: row.values[name] or 0.0, reverse=METRICS[name].higher_is_better is not False)
-    middle = max(0, len(ranked) // 2 - NUM_SHOWN // 2)
-    for title, part in (
-        ("Best", ranked[:NUM_SHOWN]),
-        ("Median", ranked[middle : middle + NUM_SHOWN]),
-        ("Worst", ranked[-NUM_SHOWN:]),
-    ):
+    for title, part in shown(ranked).items():
         sheet = _pairs(part, name, references, folder)
         yield f"<h2>{title} by {_text(METRICS[name].title)}</h2>{_embedded(sheet)}"
+
+
+def shown(ranked: Sequence[Row]) -> dict[str, Sequence[Row]]:
+    """Rows of each sheet: a third of all at most, so that no picture is in two of them; fewer than three have fewer."""
+    num = min(NUM_SHOWN, max(1, len(ranked) // 3))
+    parts = {"Best": ranked[:num]}
+    if len(ranked) >= 3:
+        middle = (len(ranked) - num) // 2
+        parts["Median"] = ranked[middle : middle + num]
+    if len(ranked) >= 2:
+        parts["Worst"] = ranked[-num:]
+    return parts
 
 
 def _pairs(rows: Sequence[Row], name: str, references: dict[tuple[str, str], Path], folder: Path) -> Image.Image:
