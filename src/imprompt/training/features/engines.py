@@ -1,9 +1,6 @@
 """Who computes shards: this process, several of this machine, or a Ray cluster. The result is the same bytes."""
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import lru_cache
@@ -13,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from imprompt.core.devices import chosen_device
+from imprompt.core.processes import leave_with_maker
 from imprompt.core.ray import join_cluster, run_tasks
 from imprompt.training.data.manifest import Manifest
 from imprompt.training.features.encode import OnSamples, encode_shards
@@ -100,15 +98,8 @@ def _context() -> Any:
 
 
 def _enter(places: Any, stop: Any, num_threads: int) -> None:
-    """Prepare a process of a pool; it ends at once when it is told to, or when the one that made it ends."""
+    """Prepare a process of a pool."""
     global _place
     _place = places.get()
     torch.set_num_threads(num_threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts all of them; one says what becomes of that
-    for waiting in (stop.wait, multiprocessing.parent_process().join):  # pyright: ignore[reportOptionalMemberAccess]
-        threading.Thread(target=_end_after, args=(waiting,), daemon=True).start()
-
-
-def _end_after(waiting: Callable[[], object]) -> None:
-    waiting()
-    os._exit(1)
+    leave_with_maker(stop)

@@ -1,9 +1,6 @@
 """Work that is shared out over processes of one thread each: on small models two of these do twice as much as one."""
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -11,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from imprompt.core.processes import leave_with_maker
 from imprompt.generation.quiet import quiet_libraries
 
 Job = TypeVar("Job")
@@ -61,14 +59,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _enter(stop: Any) -> None:
-    """Prepare a process of a pool; it ends at once when it is told to, or when the one that made it ends."""
+    """Prepare a process of a pool."""
     torch.set_num_threads(1)
     quiet_libraries()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts all of them; the first one tells the others
-    for waiting in (stop.wait, multiprocessing.parent_process().join):  # pyright: ignore[reportOptionalMemberAccess]
-        threading.Thread(target=_end_after, args=(waiting,), daemon=True).start()
-
-
-def _end_after(waiting: Callable[[], object]) -> None:
-    waiting()
-    os._exit(1)
+    leave_with_maker(stop)
