@@ -90,15 +90,7 @@ def all_claims(measured: Measured, training_seeds: Sequence[int]) -> list[Claim]
 
 def decoupled_or_concatenated(measured: Measured, training_seeds: Sequence[int]) -> Claim:
     """Whether separate attention to the image beats image tokens among the text's."""
-    tests = [
-        Figure(
-            what=f"{measure}: decoupled less concatenated{SPLIT_WORDS[split]}",
-            interval=change(measured, "concatenated", "decoupled", measure, split),
-            trainings=_each_training(measured, "concatenated", "decoupled", measure, training_seeds, split),
-        )
-        for measure in FIDELITY
-        for split in (None, *SPLITS)
-    ]
+    tests = _decoupled_less(measured, "concatenated", "concatenated", training_seeds)
     return Claim(
         name="decoupled",
         title="Decoupled attention against image tokens among the text's",
@@ -129,15 +121,7 @@ def adapter_or_finetuning(measured: Measured, training_seeds: Sequence[int]) -> 
         )
         for measure in FIDELITY
     ]
-    notes = [
-        Figure(
-            what=f"{measure}: decoupled less fine-tuned{SPLIT_WORDS[split]}",
-            interval=change(measured, "finetuned", "decoupled", measure, split),
-            trainings=_each_training(measured, "finetuned", "decoupled", measure, training_seeds, split),
-        )
-        for measure in FIDELITY
-        for split in (None, *SPLITS)
-    ]
+    notes = _decoupled_less(measured, "finetuned", "fine-tuned", training_seeds)
     return Claim(
         name="finetuning",
         title="An adapter against fine-tuning the whole denoiser",
@@ -355,6 +339,19 @@ def judge_itself(measured: Measured) -> Claim:
         charts=[],
         notes=[],
     )
+
+
+def _decoupled_less(measured: Measured, kind: str, word: str, training_seeds: Sequence[int]) -> list[Figure]:
+    """Decoupled attention less another kind, on all references and on each split."""
+    return [
+        Figure(
+            what=f"{measure}: decoupled less {word}{SPLIT_WORDS[split]}",
+            interval=change(measured, kind, "decoupled", measure, split),
+            trainings=_each_training(measured, kind, "decoupled", measure, training_seeds, split),
+        )
+        for measure in FIDELITY
+        for split in (None, *SPLITS)
+    ]
 
 
 def _each_training(
