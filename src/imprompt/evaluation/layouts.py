@@ -36,7 +36,7 @@ def read_subjects(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
     """
     if not prompts:
         raise EvaluationError("a protocol of subjects and prompts has no prompts; give some with --prompt or --prompts")
-    subjects = sorted(path for path in _folder(folder).iterdir() if path.is_dir())
+    subjects = [path for path in _seen_in(folder) if path.is_dir()]
     if not subjects:
         raise EvaluationError(f"'{folder}' holds no folders; this layout wants one for each subject")
     cases = []
@@ -101,9 +101,9 @@ def read_dreambench_plus(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
     if prompts:
         raise EvaluationError("DreamBench++ brings its own prompts, in text/; leave --prompt out, or take dreambench")
     cases = []
-    for subject in sorted(path for path in _folder(folder / "text").iterdir() if path.is_dir()):
+    for subject in (path for path in _seen_in(folder / "text") if path.is_dir()):
         first: dict[str, Path] = {}
-        for file in sorted(subject.glob("*_*.txt")):
+        for file in (path for path in _seen_in(subject) if path.match("*_*.txt")):
             first.setdefault(file.stem.partition("_")[0], file)
         images = {path.stem: path for path in _subjects_in(folder / "src_image" / subject.name)}
         for number, file in first.items():
@@ -135,10 +135,15 @@ def pictures_in(folder: Path) -> list[Path]:
     Raises:
         EvaluationError: there is no such folder, or no picture in it.
     """
-    found = sorted(path for path in _folder(folder).iterdir() if path.suffix.lower() in PICTURES)
+    found = [path for path in _seen_in(folder) if path.suffix.lower() in PICTURES]
     if not found:
         raise EvaluationError(f"'{folder}' holds no pictures ({', '.join(PICTURES)}); give a folder that does")
     return found
+
+
+def _seen_in(folder: Path) -> list[Path]:
+    """What a folder holds, by name, but what begins with a dot: that is a system's own and no user's."""
+    return sorted(path for path in _folder(folder).iterdir() if not path.name.startswith("."))
 
 
 def _subjects_in(folder: Path) -> list[Path]:

@@ -88,6 +88,23 @@ def test_coco_takes_the_caption_with_the_lowest_number(tmp_path: Path) -> None:
         read_coco(tmp_path, ())
 
 
+def test_what_begins_with_a_dot_is_no_picture_no_text_and_no_subject(tmp_path: Path) -> None:
+    picture(tmp_path / "cat" / "0.png"), picture(tmp_path / ".thumbnails" / "0.png")
+    (tmp_path / "cat" / "._0.png").write_bytes(b"a Mac's own")
+    (tmp_path / "cat" / ".DS_Store").write_bytes(b"a Mac's own")
+    assert [case.subject for case in read_folder(tmp_path / "cat", ())] == ["0"]
+    assert [case.references[0].name for case in read_subjects(tmp_path, ("a {subject}",))] == ["0.png"]
+    picture(tmp_path / "src_image" / "live" / "0_0.jpg")
+    for name in ("live/0_0.txt", "live/._0_0.txt", ".hidden/0_0.txt"):
+        text = tmp_path / "text" / name
+        text.parent.mkdir(parents=True, exist_ok=True)
+        text.write_text("a cat")
+    assert [(case.subject, case.prompt_name) for case in read_dreambench_plus(tmp_path, ())] == [("live", "p0")]
+    (tmp_path / "cat" / "0.png").unlink()
+    with pytest.raises(EvaluationError, match="holds no pictures"):
+        read_folder(tmp_path / "cat", ())
+
+
 @pytest.mark.parametrize(
     ("read", "words"),
     [
