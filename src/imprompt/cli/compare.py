@@ -37,7 +37,7 @@ def compare(
         )
     for name, (one, other) in differing_settings(before, after).items():
         typer.echo(f"not set alike: {name} is {one} in the first and {other} in the second", err=True)
-    alone = sorted({*before.series()} ^ {*after.series()})
+    alone = sorted({*before.drawn()} ^ {*after.drawn()})
     if alone:
         names = ", ".join(told(arm, scale) for arm, scale in alone)
         typer.echo(f"not compared, since only one of the two has it: {names}", err=True)

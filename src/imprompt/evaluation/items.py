@@ -70,7 +70,7 @@ class Item:
 def items_of(
     cases: Sequence[Case], *, scales: Sequence[float], num_seeds: int, seed: int, controls: bool
 ) -> list[Item]:
-    """All pictures of an evaluation.
+    """All pictures of an evaluation, none of them twice: at weight 0 the text alone stands for an adapter beside a text.
 
     Args:
         cases: what is shown.
@@ -80,6 +80,8 @@ def items_of(
         controls: also the text alone, and the reference handed back.
     """
     seeds = range(seed, seed + num_seeds)
+    if controls and all(case.prompt or not case.caption for case in cases):  # both are told the same
+        scales = [scale for scale in scales if scale] or scales
     items = [
         Item(case=case, arm="adapter", scale=scale, seed=each) for case in cases for scale in scales for each in seeds
     ]

@@ -80,6 +80,16 @@ class Results:
         """Arms and scales in order of first appearance."""
         return list(dict.fromkeys((row.arm, row.scale) for row in self.rows))
 
+    def drawn(self) -> list[Series]:
+        """Those of `series` that a model drew: all but the references handed back."""
+        return [each for each in self.series() if each[0] != "copy"]
+
+    def over_the_weight(self) -> list[Series]:
+        """What was drawn at each weight of the image prompt, the least first; at 0 the text alone stands for it."""
+        adapter = sorted(each for each in self.series() if each[0] == "adapter")
+        stands_in = 0.0 in self.protocol["scales"] and ("adapter", 0.0) not in adapter
+        return [each for each in self.series() if each[0] == "text" and stands_in] + adapter
+
     def measured(self, metric: str, series: Series) -> dict[Place, float]:
         """Values of a metric by place; pictures that could not be measured are left out."""
         if METRICS[metric].kind == "group":
@@ -254,7 +264,7 @@ class Comparison:
 
 
 def compare(first: Results, second: Results) -> list[Comparison]:
-    """Which differences are real: paired over the pictures that both have.
+    """Which differences are real: paired over the pictures that both have. References handed back differ in nothing.
 
     Raises:
         EvaluationError: they were not measured by the same judges, or have nothing in common.
@@ -266,7 +276,7 @@ def compare(first: Results, second: Results) -> list[Comparison]:
                 f"({first.judges[slot].get('name')!r}, {second.judges[slot].get('name')!r}); evaluate both with one"
             )
     _check_same_prompts(first, second)
-    series = [each for each in first.series() if each in second.series()]
+    series = [each for each in first.drawn() if each in second.drawn()]
     pairs = [(metric, each) for metric in METRICS for each in series]
     found = [row for metric, each in pairs if (row := _compared(first, second, metric, each)) is not None]
     if not found:

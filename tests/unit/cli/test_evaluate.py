@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from imprompt.core.images import load_image
 from imprompt.evaluation import drawing
 from imprompt.evaluation.results import read_results
 from tests import tiny, tiny_judges
@@ -53,6 +54,15 @@ def test_a_folder_is_drawn_measured_and_shown(evaluate, tmp_path):
     assert len(table) == 2 + 4 and {line.count("|") for line in table} == {5 + 2}
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and "Over the weight" in page and "http" not in page
+
+
+def test_a_sweep_draws_no_picture_twice(evaluate, tmp_path):
+    code, out, err = evaluate("--scales", "0,0.5,1", "--prompt", "in snow", "-o", "run", metrics="clip_i,near_copies")
+    assert code == 0, err
+    pictures = {path.name: load_image(path).tobytes() for path in (tmp_path / "run" / "pictures").glob("subject-0-*")}
+    assert len(pictures) == len(set(pictures.values())) == 2 * 3
+    results = read_results(tmp_path / "run")
+    assert results.over_the_weight() == [("text", 0.0), ("adapter", 0.5), ("adapter", 1.0)]
 
 
 def test_a_killed_evaluation_loses_and_repeats_nothing(evaluate, tmp_path, monkeypatch):
@@ -126,6 +136,7 @@ def test_compare_tells_what_is_real(evaluate, run, tmp_path):
     said = {tuple(line.split()[:2]): line for line in out.splitlines()}
     assert said["CLIP-I", "adapter"].endswith("better") and "+0.1000" in said["CLIP-I", "adapter"]
     assert said["CLIP-T", "adapter"].endswith("no real difference")
+    assert {arm for _, arm in said} == {"adapter", "text"}  # the reference handed back is the same in both
     asked = content["rows"][0]["prompt"]
     content["rows"][0]["prompt"] = "something else"
     file.write_text(json.dumps(content))

@@ -154,6 +154,20 @@ def test_shares_are_the_whole_and_names_are_unique(tmp_path: Path) -> None:
     assert {item.seed for item in items if item.arm == "adapter"} == {3, 4}
 
 
+def test_the_text_alone_stands_for_an_adapter_at_weight_0_where_both_are_told_the_same(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+
+    def series(prompts: tuple[str, ...], scales: tuple[float, ...], controls: bool = True) -> set[tuple[str, float]]:
+        items = items_of(read_folder(tmp_path, prompts), scales=scales, num_seeds=1, seed=0, controls=controls)
+        return {(item.arm, item.scale) for item in items if item.arm != "copy"}
+
+    assert series(("in snow",), (0.0, 1.0)) == {("text", 0.0), ("adapter", 1.0)} == series((), (0.0, 1.0))
+    assert series(("in snow",), (0.0, 1.0), controls=False) == {("adapter", 0.0), ("adapter", 1.0)}
+    assert series(("in snow",), (0.0,)) == {("text", 0.0), ("adapter", 0.0)}  # else there is no adapter to judge
+    (tmp_path / "a.txt").write_text("a caption, which only the text alone is told")
+    assert series((), (0.0, 1.0)) == {("text", 0.0), ("adapter", 0.0), ("adapter", 1.0)}
+
+
 def test_every_protocol_measures_what_there_is() -> None:
     for protocol in PROTOCOLS.values():
         assert metrics_named(protocol.metrics)
