@@ -70,7 +70,9 @@ class Item:
 def items_of(
     cases: Sequence[Case], *, scales: Sequence[float], num_seeds: int, seed: int, controls: bool
 ) -> list[Item]:
-    """All pictures of an evaluation, none of them twice: at weight 0 the text alone stands for an adapter beside a text.
+    """All pictures of an evaluation.
+
+    At weight 0 the text alone stands for the adapter, where both would draw the same.
 
     Args:
         cases: what is shown.

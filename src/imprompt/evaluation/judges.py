@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from imprompt.core.errors import FaceError
+from imprompt.core.errors import DownloadError, FaceError
 from imprompt.core.files import sha256_file
 from imprompt.core.images import fit_square, load_image
 from imprompt.core.weights import resolve_folder
@@ -33,6 +33,8 @@ ADDRESSES: dict[str, str] = {
 """What judges where the caller names no other; the others have no default, for no hub has them ready to read."""
 
 SLOTS = (*ADDRESSES, "csd", "face", "inception", "mobilenet")
+_LOCAL = ("face", "inception")
+_PATTERNS = (*FILES, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
 _BATCH = 32
 
 
@@ -233,17 +235,19 @@ def load_judges(given: Mapping[str, str], wanted: Sequence[str], cache_folder: P
 
     Raises:
         EvaluationError: as `check_judges`.
-        DownloadError: one is neither here nor reachable.
+        BundleError: as `check_judges`.
     """
     check_judges(given, wanted)
     return {slot: _load(slot, given.get(slot) or ADDRESSES.get(slot, ""), cache_folder) for slot in wanted}
 
 
 def check_judges(given: Mapping[str, str], wanted: Sequence[str]) -> None:
-    """Say what is wrong with the judges before hours of drawing rather than after them; nothing is loaded.
+    """Say what is wrong with the judges before hours of drawing rather than after them.
+
+    Nothing is loaded, but what lies on a hub is fetched.
 
     Raises:
-        EvaluationError: a slot is unknown, or one is wanted that has neither address nor default, or is not there.
+        EvaluationError: a slot is unknown, or one is wanted that has neither address nor default, or cannot be had.
         BundleError: the package of a judge is not installed.
     """
     for slot in given:
@@ -257,16 +261,25 @@ def check_judges(given: Mapping[str, str], wanted: Sequence[str]) -> None:
             )
         if slot == "mobilenet":
             package_folder()
-        elif slot in given:
-            _check_address(slot, given[slot])
+        else:
+            _check_address(slot, given.get(slot) or ADDRESSES[slot])
 
 
 def _check_address(slot: str, address: str) -> None:
-    """Refuse what is plainly a path and is not there; what may be a repository is left to the hub."""
-    path = Path(address).expanduser()
-    is_local_only = slot in ("face", "inception") or address.startswith(("/", "./", "../", "~"))
-    if is_local_only and not path.exists():
+    """Refuse what is not there, or plainly no network; a repository of the hub is downloaded."""
+    is_path = slot in _LOCAL or address.startswith(("/", "./", "../", "~"))
+    if is_path and not Path(address).expanduser().exists():
         raise EvaluationError(f"the judge {slot!r} is to be '{address}', which is not there; give one that is")
+    if slot in _LOCAL:
+        return
+    try:
+        folder = resolve_folder(address, patterns=_PATTERNS)
+    except DownloadError as error:
+        raise EvaluationError(f"the judge {slot!r} is to be '{address}', which cannot be had: {error}") from error
+    if not (folder / "config.json").is_file():
+        raise EvaluationError(
+            f"the judge {slot!r} is to be '{address}', which has no config.json; give the folder of a network"
+        )
 
 
 def _load(slot: str, address: str, cache_folder: Path | None) -> Any:
@@ -276,8 +289,7 @@ def _load(slot: str, address: str, cache_folder: Path | None) -> Any:
         return FaceJudge(FaceEncoder.from_folder(address))
     if slot == "inception":
         return InceptionJudge.from_file(Path(address))
-    patterns = (*FILES, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
-    folder = resolve_folder(address, patterns=patterns)
+    folder = resolve_folder(address, patterns=_PATTERNS)
     if slot == "dino":
         return DinoJudge.from_folder(folder, Path(address).name)
     device = default_device()

@@ -189,6 +189,10 @@ def test_one_subject_has_a_mean_and_decides_nothing(evaluate, run):
         (("--fail-under", "dino=0.5"), "add it to --metrics"),
         (("--metrics", "face", "--judge", "face=nowhere"), "which is not there"),
         (("--judge", "clip=./nowhere"), "which is not there"),
+        (("--judge", "clip=nowhere"), "the judge 'clip' is to be 'nowhere', which cannot be had"),
+        (("--judge", "clip=nobody/nothing"), "'nobody/nothing' is not on this machine and could not be downloaded"),
+        (("--judge", "clip=references"), "which has no config.json"),
+        (("--metrics", "dinov2"), "the judge 'dinov2' is to be 'facebook/dinov2-small', which cannot be had"),
     ],
 )
 def test_wrong_options_are_told_in_a_sentence(evaluate, tmp_path, options, words):
