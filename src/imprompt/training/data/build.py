@@ -1,21 +1,16 @@
 """From a source to the table of a manifest: read in parts by any number of processes, references found, split drawn."""
 
 import hashlib
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack
 from itertools import starmap
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from imprompt.core.processes import process_pool
 from imprompt.training.data.sources import by_name, recognise
 from imprompt.training.data.sources.records import Unit
 from imprompt.training.data.table import SCHEMA, Loss, Sample, pc, table_of
@@ -67,44 +62,19 @@ def parallel(
         items: What it takes.
         processes: 1 works in this process.
         on_progress: Told how far it is.
+
+    Raises:
+        ImpromptError: One of several processes was killed.
     """
     work = list(items)
-    with _results(function, work, min(processes, len(work))) as results:
-        for done, result in enumerate(results, start=1):
+    processes, apply = min(processes, len(work)), map
+    with ExitStack() as stack:
+        if processes > 1:
+            apply = stack.enter_context(process_pool(processes, preload=[__name__])).map
+        for done, result in enumerate(apply(function, work), start=1):
             if on_progress is not None:
                 on_progress(done, len(work))
             yield result
-
-
-@contextmanager
-def _results(function: Callable[[_Item], _Result], work: list[_Item], processes: int) -> Iterator[Iterator[_Result]]:
-    if processes <= 1:
-        yield map(function, work)
-        return
-    with ProcessPoolExecutor(processes, _start_method(), initializer=_ignore_interrupts) as pool:
-        try:
-            yield pool.map(function, work)
-        except BrokenProcessPool as error:
-            reason = "A process that read training data was killed, perhaps for want of memory; use fewer processes."
-            raise DataError(reason) from error
-        except BaseException:  # Ctrl-C too: what has not begun does not begin
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _start_method() -> BaseContext:
-    """A way to start processes that copies no threads of torch; where there is one, a server imports all of it once."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the process that started this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _read_all(units: list[Unit], processes: int, on_progress: Progress | None) -> tuple[pa.Table, list[Loss]]:

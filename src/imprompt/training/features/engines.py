@@ -1,16 +1,15 @@
 """Who computes shards: this process, several of this machine, or a Ray cluster. The result is the same bytes."""
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import as_completed
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 
 from imprompt.core.devices import chosen_device
-from imprompt.core.processes import leave_with_maker
+from imprompt.core.processes import place_in_pool, process_pool
 from imprompt.core.ray import join_cluster, run_tasks
 from imprompt.training.data.manifest import Manifest
 from imprompt.training.features.encode import OnSamples, encode_shards
@@ -21,7 +20,6 @@ EngineName: TypeAlias = Literal["local", "ray"]
 Engine: TypeAlias = Callable[[Work, Sequence[int], OnSamples], None]
 
 _JOBS = tuple(f"imprompt.training.features.{name}" for name in ("latents", "pictures"))
-_place: int | None = None  # of this process among those of its pool, which take turns at accelerators
 
 
 def in_this_process(work: Work, numbers: Sequence[int], on_samples: OnSamples) -> None:
@@ -31,24 +29,13 @@ def in_this_process(work: Work, numbers: Sequence[int], on_samples: OnSamples) -
 
 
 def in_processes(num_processes: int) -> Engine:
-    """Compute shards in several processes of this machine, which take them as they get free."""
+    """Compute shards in several processes of this machine, which take turns at its accelerators."""
 
     def engine(work: Work, numbers: Sequence[int], on_samples: OnSamples) -> None:
-        context = _context()
-        places, stop = context.Queue(), context.Event()
-        for place in range(num_processes):
-            places.put(place)
-        initial = (places, stop, max(1, torch.get_num_threads() // num_processes))
-        with ProcessPoolExecutor(num_processes, context, initializer=_enter, initargs=initial) as pool:
-            pending = {pool.submit(compute_shard, work, number) for number in numbers}
-            try:
-                while pending:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    on_samples(sum(future.result() for future in done))
-            except BaseException:
-                stop.set()  # a shard at hand is dropped: a file is whole or not there
-                pool.shutdown(cancel_futures=True)
-                raise
+        num_threads = max(1, torch.get_num_threads() // num_processes)
+        with process_pool(num_processes, num_threads=num_threads, preload=_JOBS) as pool:
+            for future in as_completed([pool.submit(compute_shard, work, number) for number in numbers]):
+                on_samples(future.result())
 
     return engine
 
@@ -85,21 +72,4 @@ def _encoder(work: Work) -> Encoder:
 
 @lru_cache(maxsize=1)
 def _load(job: FeatureJob, manifest: Path, root: Path, device: str) -> Encoder:
-    return job.load(Manifest.read(manifest, root), chosen_device(device, place=_place))
-
-
-def _context() -> Any:
-    """Processes that begin without an accelerator in use, and where the system can, with modules loaded."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, *_JOBS])
-    return context
-
-
-def _enter(places: Any, stop: Any, num_threads: int) -> None:
-    """Prepare a process of a pool."""
-    global _place
-    _place = places.get()
-    torch.set_num_threads(num_threads)
-    leave_with_maker(stop)
+    return job.load(Manifest.read(manifest, root), chosen_device(device, place=place_in_pool()))

@@ -1,14 +1,13 @@
 """Work that is shared out over processes of one thread each: on small models two of these do twice as much as one."""
 
-import multiprocessing
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
-from imprompt.core.processes import leave_with_maker
+from imprompt.core.processes import process_pool
 from imprompt.generation.quiet import quiet_libraries
 
 Job = TypeVar("Job")
@@ -36,16 +35,9 @@ def in_processes(
         with _one_thread():
             yield from map(work, jobs)
         return
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    with ProcessPoolExecutor(num_processes, context, initializer=_enter, initargs=(stop,)) as pool:
-        try:
-            for done in as_completed([pool.submit(work, job) for job in jobs]):
-                yield done.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+    with process_pool(num_processes, prepare=quiet_libraries) as pool:
+        for done in as_completed([pool.submit(work, job) for job in jobs]):
+            yield done.result()
 
 
 @contextmanager
@@ -56,10 +48,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _enter(stop: Any) -> None:
-    """Prepare a process of a pool."""
-    torch.set_num_threads(1)
-    quiet_libraries()
-    leave_with_maker(stop)
