@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imprompt.cli.generate import NAMES, attach_adapter, load_base, plain_words
+from imprompt.cli.interrupts import goes_on
 from imprompt.cli.progress import busy, progress_bar
 from imprompt.cli.split import Engine, split_of
 from imprompt.core.errors import PromptError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from imprompt.evaluation.results import Results
 
 
+@goes_on("the pictures that are drawn")
 def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
     protocol: Annotated[str, typer.Argument(help="coco, dreambench, dreambench-plus, style, sweep, or folder.")],
     source: Annotated[Path, typer.Argument(help="Folder of references, in the protocol's layout.")],

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imprompt.cli.interrupts import goes_on
 from imprompt.cli.split import Engine, split_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ Examples:
 """
 
 
+@goes_on("the shards that are computed")
 def features(  # noqa: PLR0913  (a command's options are its parameters)
     recipe: Annotated[str, typer.Argument(help="As 'imprompt train' takes it: 'sd15-plus', or a run's config.json.")],
     settings: Annotated[list[str] | None, typer.Argument(help="As 'imprompt train' takes them.")] = None,

@@ -54,6 +54,14 @@ class LazyGroup(TyperGroup):
         name, _, rest = super().resolve_command(ctx, args)  # exits by itself where the name is unknown
         return name, load_command(str(name)), rest
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an interrupt is one line, its message if it has one (`imprompt.cli.interrupts`)."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            report(str(stop) or "interrupted")
+            raise typer.Exit(130) from None
+
 
 def load_command(name: str) -> Any:
     """Import the module of a command and build what it exposes."""
@@ -103,9 +111,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         app(args=arguments, prog_name="imprompt")
-    except KeyboardInterrupt:
-        report("interrupted")
-        raise SystemExit(130) from None
     except (ImpromptError, OSError) as error:
         if "--debug" in arguments:
             raise

@@ -78,7 +78,9 @@ def test_a_killed_evaluation_loses_and_repeats_nothing(evaluate, tmp_path, monke
         save(image, path, provenance)
 
     monkeypatch.setattr(drawing, "save_png", save_two_then_die)
-    assert evaluate("-o", "run", "--batch-size", 2)[0] == 130
+    code, _, err = evaluate("-o", "run", "--batch-size", 2)
+    assert code == 130
+    assert err == "interrupted; the pictures that are drawn are kept, and the same command goes on from there\n"
     monkeypatch.setattr(
         drawing, "save_png", lambda image, path, said: (drawn.append(path.name), save(image, path, said))
     )

@@ -8,6 +8,7 @@ import typer
 
 from imprompt import __version__
 from imprompt.cli import main as command_line
+from imprompt.cli.interrupts import goes_on
 from imprompt.core.errors import PromptError
 
 
@@ -83,9 +84,19 @@ def test_a_mistake_of_ours_is_not_hidden(command: ModuleType) -> None:
         command_line.main(["try-it"])
 
 
-def test_an_interrupt_is_130(command: ModuleType) -> None:
+def test_an_interrupt_is_one_line_and_130(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     command.try_it = fails_with(KeyboardInterrupt())
     assert call("try-it") == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_command_that_goes_on_says_so_when_interrupted(
+    command: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.try_it = goes_on("finished pictures")(fails_with(KeyboardInterrupt()))
+    assert call("try-it", "--times", "3") == 130
+    said = "interrupted; finished pictures are kept, and the same command goes on from there\n"
+    assert capsys.readouterr().err == said
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
