@@ -8,6 +8,7 @@ from imprompt.recipes.emoji.evidence.ablations import ABLATIONS
 from imprompt.recipes.emoji.evidence.judging import CUSTOM_LOOKS, Measured, mark_of
 from imprompt.recipes.emoji.evidence.references import SPLITS, HeldOut
 from imprompt.recipes.emoji.evidence.shipped import ADAPTERS, WEIGHTS
+from imprompt.recipes.emoji.evidence.training import trained_name
 from imprompt.recipes.emoji.evidence.verdicts import Figure, Outcome, anywhere, change, kept, mean, together
 
 COMPARABLE = 0.9
@@ -104,7 +105,7 @@ def decoupled_or_concatenated(measured: Measured, training_seeds: Sequence[int])
         f"{_rates('decoupled', 'concatenated')}",
         rows=_ablation_rows(measured, ("decoupled", "concatenated"), training_seeds),
         ways=[tests],
-        sheet=[f"{kind}-{training_seeds[0]}" for kind in ("decoupled", "concatenated")],
+        sheet=[trained_name(kind, training_seeds[0]) for kind in ("decoupled", "concatenated")],
         charts=[],
         notes=[],
     )
@@ -134,7 +135,7 @@ def adapter_or_finetuning(measured: Measured, training_seeds: Sequence[int]) -> 
         f"below the verdict's figures. {_rates('decoupled', 'finetuned')}",
         rows=_ablation_rows(measured, ("decoupled", "finetuned"), training_seeds),
         ways=[tests],
-        sheet=[f"{kind}-{training_seeds[0]}" for kind in ("decoupled", "finetuned")],
+        sheet=[trained_name(kind, training_seeds[0]) for kind in ("decoupled", "finetuned")],
         charts=[],
         notes=notes,
     )
@@ -358,7 +359,7 @@ def _each_training(
     measured: Measured, first: str, second: str, measure: str, seeds: Sequence[int], split: HeldOut | None
 ) -> tuple[float, ...]:
     """Mean difference of each training seed."""
-    found = (change(measured, f"{first}-{seed}", f"{second}-{seed}", measure, split) for seed in seeds)
+    found = (change(measured, trained_name(first, seed), trained_name(second, seed), measure, split) for seed in seeds)
     return tuple(interval.mean for interval in found if interval is not None)
 
 
@@ -366,7 +367,9 @@ def _share_of_each_training(
     measured: Measured, mark: str, series: str, measure: str, seeds: Sequence[int]
 ) -> tuple[float, ...]:
     """Share of the mark of each training seed."""
-    found = (kept(measured, f"{mark}-{seed}", f"{series}-{seed}", measure, measured.chance[measure]) for seed in seeds)
+    chance = measured.chance[measure]
+    pairs = ((trained_name(mark, seed), trained_name(series, seed)) for seed in seeds)
+    found = (kept(measured, *pair, measure, chance) for pair in pairs)
     return tuple(interval.mean for interval in found if interval is not None)
 
 
@@ -377,7 +380,7 @@ def _rates(*kinds: str) -> str:
 
 
 def _ablation_rows(measured: Measured, kinds: Sequence[str], training_seeds: Sequence[int]) -> list[Row]:
-    series = [name for kind in kinds for name in (kind, *(f"{kind}-{seed}" for seed in training_seeds))]
+    series = [name for kind in kinds for name in (kind, *(trained_name(kind, seed) for seed in training_seeds))]
     return _rows(measured, series, [(measure, split) for measure in FIDELITY for split in (None, *SPLITS)])
 
 

@@ -29,6 +29,7 @@ from imprompt.recipes.emoji.evidence.measures import colour_errors, diversities,
 from imprompt.recipes.emoji.evidence.references import HeldOut, Reference
 from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
 from imprompt.recipes.emoji.evidence.shipped import ADAPTERS, shipped_arms, structure_of
+from imprompt.recipes.emoji.evidence.training import trained_name
 from imprompt.recipes.emoji.judge import Verdict, style_probe, ten_way
 from imprompt.recipes.emoji.looks import Look
 
@@ -38,7 +39,7 @@ Drawn: TypeAlias = Callable[[str, int], Pictures]
 """Pictures of an arm from a noise, in the order of the references."""
 
 KINDS = tuple(ABLATIONS)
-"""An ablation's arm is one of them and the seed of its training: `decoupled-0`."""
+"""Those of ablations; the arm of each training is called as `trained_name` calls it."""
 
 CUSTOM_LOOKS: dict[str, Look] = {
     "finetuned": custom.default_config("finetune").look,
@@ -86,7 +87,7 @@ def judged_arms(settings: EvidenceSettings) -> list[JudgedArm]:
         for base, look in CUSTOM_LOOKS.items()
     ]
     ablations = [
-        JudgedArm(f"{kind}-{seed}", f"{ablation.title}, training seed {seed}", f"{kind}-{seed}")
+        JudgedArm(trained_name(kind, seed), f"{ablation.title}, training seed {seed}", trained_name(kind, seed))
         for kind, ablation in ABLATIONS.items()
         for seed in settings.training_seeds
     ]
@@ -306,7 +307,7 @@ def _pooled(
     """Values of all trainings of a kind, each training's seed nested in the reference."""
     pooled: dict[str, dict[Place, float]] = {}
     for training_seed in training_seeds:
-        for name, column in series[f"{kind}-{training_seed}"].items():
+        for name, column in series[trained_name(kind, training_seed)].items():
             moved: dict[Place, float] = {
                 (place[0], training_seed, *place[1:]): value for place, value in column.items()
             }
