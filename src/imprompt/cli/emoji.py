@@ -21,7 +21,6 @@ class Course(StrEnum):
 class Stage(StrEnum):
     """Stages in the order in which they build on each other; from ControlNet on, on the packaged base."""
 
-    CLIP = "clip"
     VISION = "vision"
     AUTOENCODER = "autoencoder"
     DECODER = "decoder"

@@ -11,7 +11,7 @@ from imprompt.adapter.checkpoint import load_adapter
 from imprompt.core.errors import BundleError
 from imprompt.emoji.bundle import ADAPTER_FILES
 from imprompt.emoji.styles import STYLES
-from imprompt.recipes.emoji import adapters, autoencoder, bundle, clip, dataset, stages, teacher, tokenizer, unet
+from imprompt.recipes.emoji import adapters, autoencoder, bundle, dataset, stages, teacher, tokenizer, unet, vision
 from imprompt.recipes.emoji.paths import models_folder, stage_folder
 from imprompt.recipes.emoji.sources import Subject
 from imprompt.training.loop.task import Draw
@@ -63,7 +63,7 @@ def test_the_stages_follow_each_other_to_a_bundle_that_opens(cache):
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("red apple", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
     for file in ADAPTER_FILES.values():
-        assert load_adapter(folder / "adapters" / file).spec.cross_attention_dim == clip.WIDTH
+        assert load_adapter(folder / "adapters" / file).spec.cross_attention_dim == unet.TEXT_WIDTH
     assert list((folder / "references").glob("elephant*.png"))
     assert "Twitter, Inc" in (folder / "NOTICE").read_text()
     assert "| unet | 2 |" in (folder / "README.md").read_text()
@@ -94,14 +94,14 @@ def test_adapters_fit_the_denoiser_and_start_from_its_text_weights():
 
 def test_the_whole_family_fits_into_what_ships():
     host = unet.build()
-    parts = [host, autoencoder.build(), clip.build_vision(), clip.build_text(tokenizer.VOCABULARY_SIZE, 0, 1)]
+    parts = [host, autoencoder.build(), vision.build(), unet.build_text_encoder(tokenizer.VOCABULARY_SIZE, 0, 1)]
     parts += [adapters.build(kind, host) for kind in ADAPTER_FILES]
     num_parameters = sum(value.numel() for part in parts for value in part.parameters())
     assert 2 * num_parameters < bundle.LIMIT_BYTES - 200_000
 
 
 def test_loss_of_the_denoiser_depends_on_the_draw_alone(cache, pictures):
-    for stage in ("clip", "autoencoder"):
+    for stage in ("vision", "autoencoder"):
         run(stage)
     run("unet")
     task = unet.UNetTask(unet.load_denoiser(), unet.DiffusionExamples(pictures), unet.default_config())
@@ -112,7 +112,7 @@ def test_loss_of_the_denoiser_depends_on_the_draw_alone(cache, pictures):
 
 
 def test_a_picture_is_the_same_whoever_draws_it(cache, pictures):
-    run("clip")
+    run("vision")
     run("autoencoder")
     examples = unet.DiffusionExamples(pictures)
     samples, rows = torch.tensor([3, 1, 4, 1]), torch.arange(4)

@@ -16,13 +16,13 @@ from imprompt.core.files import atomic_write
 from imprompt.emoji.bundle import ADAPTER_FILES
 from imprompt.encoders.base import EncoderSpec
 from imprompt.recipes.emoji import dataset
-from imprompt.recipes.emoji.clip import IMAGE_SIZE, WIDTH
 from imprompt.recipes.emoji.paths import cache_folder, models_folder
 from imprompt.recipes.emoji.pictures import write_pictures
 from imprompt.recipes.emoji.pipeline import build_pipeline
 from imprompt.recipes.emoji.recipe import ENCODER, recipe
 from imprompt.recipes.emoji.stage import plain_attention, stage_loop
 from imprompt.recipes.emoji.unet import load_denoiser
+from imprompt.recipes.emoji.vision import IMAGE_SIZE, WIDTH
 from imprompt.training.adapters.initial import fresh_adapter
 from imprompt.training.config import BaseModelConfig, LoopConfig, OptimizerConfig, TrainConfig
 from imprompt.training.loop.distributed import resolve_device

@@ -42,7 +42,7 @@ style) pairs; no part of this model saw them. `references/` holds some of the fo
 
 ## Recipe
 
-`imprompt emoji data`, then `imprompt emoji train clip | autoencoder | unet | adapter-global | adapter-plus`, then
+`imprompt emoji data`, then `imprompt emoji train vision | autoencoder | unet | adapter-global | adapter-plus`, then
 `imprompt emoji bundle`. The vision tower is trained against captions and distilled from EfficientNet-Lite0 (ImageNet);
 the denoiser predicts velocities under zero terminal SNR, and its text tower is trained with it; the adapters are
 trained as in arXiv 2308.06721: frozen base, keys and values started from the text's, image, text and both dropped 5 %

@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from imprompt.recipes.emoji.captions import caption_table
-from imprompt.recipes.emoji.clip import tokenise
 from imprompt.recipes.emoji.dataset import EmojiPictures
 from imprompt.recipes.emoji.latents import latent_views
 from imprompt.recipes.emoji.looks import Look
 from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import build_scheduler
+from imprompt.recipes.emoji.tokenizer import tokenise
 from imprompt.training.loop.task import Draw
 from imprompt.training.objective.objective import (
     add_noise,

@@ -10,9 +10,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import (
     CLIPImageProcessorPil,
-    CLIPTextConfig,
     CLIPTextModel,
-    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
 )
@@ -54,13 +52,6 @@ def build_pipeline(models: Path, unet: UNet2DConditionModel, text_encoder: CLIPT
     pipeline: Any = StableDiffusionPipeline(**parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def without_projection(encoder: CLIPTextModelWithProjection) -> CLIPTextModel:
-    """The text tower as pipelines hold it, without the head that only contrast needs."""
-    model = CLIPTextModel(CLIPTextConfig(**encoder.config.to_diff_dict()))
-    model.load_state_dict(encoder.text_model.state_dict())
-    return model.eval()
 
 
 @torch.no_grad()

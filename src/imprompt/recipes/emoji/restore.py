@@ -1,8 +1,8 @@
 """The way back from a bundle: on a new machine, training goes on from the weights that shipped last.
 
 What the bundle holds becomes the finished models, in single precision, and checkpoint 0 of every stage that can go on
-from it. Three things do not ship: optimizer states, and the heads and the text tower of the CLIP stage.
-So 'unet', 'decoder' and the adapters go on; 'clip' begins anew, and 'vision' needs it first.
+from it; 'vision' begins with the finished tower. Two things do not ship: optimizer states, and the heads that read
+the vision tower in its training.
 """
 
 import json

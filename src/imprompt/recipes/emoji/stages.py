@@ -5,14 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from imprompt.recipes.emoji import adapters, autoencoder, clip, custom, structure, unet
+from imprompt.recipes.emoji import adapters, autoencoder, custom, structure, unet, vision
 from imprompt.training.config import OptimizerConfig, Part
 
 Settings = TypeVar("Settings", bound=Part)
 
 STAGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Path]]] = {
-    "clip": (clip.default_config, clip.run),
-    "vision": (clip.vision_config, clip.run),
+    "vision": (vision.default_config, vision.run),
     "autoencoder": (autoencoder.default_config, autoencoder.run),
     "decoder": (autoencoder.decoder_config, autoencoder.run),
     "unet": (unet.default_config, unet.run),

@@ -5,7 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Int
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from imprompt.emoji.styles import STYLES
@@ -77,6 +80,12 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Write `vocab.json` and `merges.txt` beside what transformers writes, for readers that know only those."""
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
+
+
+def tokenise(texts: tuple[str, ...], folder: Path | None = None) -> Int[Tensor, "texts length"]:
+    """Token ids, padded as the pipeline pads prompts, by the tokenizer in a folder; by default the recipe's own."""
+    tokens = load_tokenizer(folder)(list(texts), padding="max_length", truncation=True, max_length=MAX_LENGTH)
+    return torch.tensor(tokens.input_ids)
 
 
 def tokenizer_folder() -> Path:

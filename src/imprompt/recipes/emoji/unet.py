@@ -1,8 +1,7 @@
 """Stage 3: the denoiser, a `UNet2DConditionModel` on 8 x 8 latents, conditioned on captions.
 
-Its text tower is trained with it from the beginning, as latent diffusion's was, and is not the one of the first stage:
-contrast on so few pictures leaves a tower's states in a few directions, from which a denoiser hardly learns to tell
-subjects apart. A fresh one has small embeddings, on which the optimizer's steps tell.
+Its text tower is trained with it from the beginning, as latent diffusion's was: contrast on so few pictures leaves a
+tower's states in a few directions, from which a denoiser hardly learns to tell subjects apart.
 """
 
 from dataclasses import dataclass
@@ -12,23 +11,23 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from imprompt.core.errors import ImpromptError
 from imprompt.emoji.styles import STYLES
 from imprompt.recipes.emoji import autoencoder, dataset
-from imprompt.recipes.emoji.clip import WIDTH, build_text
 from imprompt.recipes.emoji.examples import CaptionedBatch, DiffusionExamples
 from imprompt.recipes.emoji.grid import save_grid
 from imprompt.recipes.emoji.paths import models_folder, stage_folder
-from imprompt.recipes.emoji.pipeline import build_pipeline, draw, without_projection
+from imprompt.recipes.emoji.pipeline import build_pipeline, draw
 from imprompt.recipes.emoji.stage import stage_loop, train_stage
-from imprompt.recipes.emoji.tokenizer import END, START, load_tokenizer
+from imprompt.recipes.emoji.tokenizer import END, MAX_LENGTH, START, load_tokenizer
 from imprompt.training.config import LoopConfig, OptimizerConfig
 from imprompt.training.loop.checkpointing import load_averaged_weights
 from imprompt.training.loop.order import BatchOrder
 from imprompt.training.loop.task import Draw
 
+TEXT_WIDTH = 192
 PREVIEW_SUBJECTS = ("red apple", "cat face", "rocket", "pizza", "guitar", "tulip", "house", "crab")
 
 
@@ -73,9 +72,28 @@ def build() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         block_out_channels=(96, 192),
         layers_per_block=1,
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
+    )
+
+
+def build_text_encoder(vocabulary_size: int, start: int, end: int) -> CLIPTextModel:
+    """The untrained text tower: three layers over at most 24 tokens, of which `end` pads too."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_LENGTH,
+            projection_dim=TEXT_WIDTH,
+            hidden_act="gelu",
+            bos_token_id=start,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
     )
 
 
@@ -153,7 +171,7 @@ def load_denoiser() -> Denoiser:
 
 def _text_encoder() -> CLIPTextModel:
     vocabulary = load_tokenizer().get_vocab()
-    return without_projection(build_text(len(vocabulary), vocabulary[START], vocabulary[END]))
+    return build_text_encoder(len(vocabulary), vocabulary[START], vocabulary[END])
 
 
 def snapshot(run_folder: Path | None = None) -> Path:

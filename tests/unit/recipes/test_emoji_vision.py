@@ -5,19 +5,21 @@ import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from imprompt.recipes.emoji.clip import (
-    build_text,
-    build_vision,
-    caption_fits,
+from imprompt.recipes.emoji.teacher import principal_components
+from imprompt.recipes.emoji.tokenizer import END, START, save_tokenizer, train_tokenizer
+from imprompt.recipes.emoji.unet import build_text_encoder
+from imprompt.recipes.emoji.vision import (
+    CONTRAST_SCALE,
+    build,
     contrastive_loss,
     image_processor,
+    levelled,
     local_means,
     mirror_grid,
+    neighbours,
     patch_colours,
     thumbnails,
 )
-from imprompt.recipes.emoji.teacher import principal_components
-from imprompt.recipes.emoji.tokenizer import END, START, save_tokenizer, train_tokenizer
 
 TEXTS = ["red apple, noto style emoji", "blob style cat face", "3d style rocket"] * 20
 
@@ -35,20 +37,28 @@ def test_the_tokenizer_is_clips_own_kind_and_survives_saving(tmp_path):
         assert reread.model_max_length == 24
 
 
-def test_captions_fit_pictures_of_their_subject_and_of_their_style_where_they_name_one():
-    subjects, styles = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])
-    fits = caption_fits(subjects, styles, names_style=torch.tensor([True, False, True]))
-    assert fits.tolist() == [[True, True, False], [False, True, False], [False, False, True]]
+def test_contrast_is_the_cross_entropy_of_finding_ones_partner_both_ways():
+    seen = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    taught = torch.tensor([[1.0, 0.0], [0.0, 3.0], [0.0, 1.0]])
+    cosines = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.5**0.5] * 3])
+    rows, columns = (torch.log_softmax(CONTRAST_SCALE * cosines, dim=dim).diag().mean() for dim in (1, 0))
+    assert float(contrastive_loss(seen, taught)) == pytest.approx(float(-(rows + columns) / 2), abs=1e-5)
 
 
-def test_contrast_is_the_cross_entropy_against_all_fitting_partners():
-    embeds = torch.eye(3)
-    fits = torch.tensor([[True, True, False], [False, True, False], [False, False, True]])
-    loss = contrastive_loss(embeds, embeds, fits, torch.tensor(0.0))
-    logs = torch.log_softmax(embeds, dim=1)
-    by_image = -((logs[0, 0] + logs[0, 1]) / 2 + logs[1, 1] + logs[2, 2]) / 3
-    by_text = -(logs[0, 0] + (logs[1, 0] + logs[1, 1]) / 2 + logs[2, 2]) / 3
-    assert float(loss) == pytest.approx(float((by_image + by_text) / 2), abs=1e-6)
+def test_levelled_components_keep_their_order_and_lose_half_of_its_spread():
+    components = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([16.0, 4.0, 1.0])
+    deviations = levelled(components).std(dim=0)
+    ratios = deviations[:2] / deviations[2]
+    assert torch.allclose(ratios, components.std(dim=0)[:2].div(components.std(dim=0)[2]).sqrt(), rtol=1e-4)
+    assert float(levelled(components).square().mean()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_neighbours_share_their_labels_and_fill_their_dimensions():
+    pairs = torch.tensor([[9.0, 1.0], [9.0, -1.0], [-9.0, 1.0], [-9.0, -1.0]])
+    figures = neighbours(pairs, {"subject": torch.tensor([0, 0, 1, 1]), "style": torch.tensor([0, 0, 0, 1])})
+    assert figures["subject"] == 1.0
+    assert figures["style"] == 0.5  # two pairs, one of them of one style
+    assert figures["dimensions"] == pytest.approx((81 + 1) ** 2 / (81**2 + 1), rel=1e-4)
 
 
 def test_patch_colours_lie_as_the_vision_towers_patches_do():
@@ -79,8 +89,8 @@ def test_principal_components_are_uncorrelated_and_of_unit_mean_square():
 
 
 def test_the_towers_have_the_widths_that_adapters_and_the_denoiser_expect():
-    text = build_text(600, 598, 599)
-    vision = build_vision()
+    text = build_text_encoder(600, 598, 599)
+    vision = build()
     seen = vision(torch.zeros(1, 3, 64, 64), output_hidden_states=True)
     assert seen.image_embeds.shape == (1, 192)
     assert seen.hidden_states[-2].shape == (1, 65, 192)
