@@ -9,17 +9,18 @@ from textwrap import shorten
 
 from PIL import Image
 
-from imprompt.core.chart import line_chart
+from imprompt.core.chart import line_chart, path_chart
 from imprompt.core.files import atomic_write
 from imprompt.core.images import load_image
 from imprompt.core.sheet import contact_sheet
-from imprompt.evaluation.metrics.similarity import CLIP_SCORE_SCALE
-from imprompt.evaluation.metrics.table import METRICS
+from imprompt.evaluation.metrics.table import METRICS, Metric, with_derived
 from imprompt.evaluation.published import COCO, COCO_SOURCE
 from imprompt.evaluation.results import Results, Row, Series
 
 ARMS = {"adapter": "adapter", "text": "text alone", "copy": "reference handed back"}
 NUM_SHOWN = 8
+TEXT = "clip_t"
+"""The metric of likeness to the text."""
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}"
     "table{border-collapse:collapse}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}"
@@ -42,7 +43,8 @@ def write_report(results: Results, references: dict[tuple[str, str], Path], fold
         f"<h1>{_text(results.protocol['title'])}</h1>",
         f"<p class=small>{_text(_settings(results))}</p>",
         _summary(results),
-        _curve(results),
+        _trade_off(results),
+        _curves(results),
         *_sheets(results, references, folder),
         _published(results),
         _definitions(results),
@@ -72,11 +74,11 @@ def _markdown(cells: Sequence[Sequence[str]]) -> str:
 
 def summary_table(results: Results) -> list[list[str]]:
     """The summary as cells: a header, and a row for each arm and scale."""
-    names = _measured(results)
-    head = ["", *(METRICS[name].title + _arrow(name) for name in names)]
+    metrics = with_derived(results.metrics())
+    head = ["", *(metric.title + _arrow(metric) for metric in metrics.values())]
     return [
         head,
-        *([_series_name(series), *(_cell(results, name, series) for name in names)] for series in results.series()),
+        *([_series_name(series), *(_cell(results, name, series) for name in metrics)] for series in results.series()),
     ]
 
 
@@ -90,7 +92,7 @@ def _summary(results: Results) -> str:
 
 
 def _cell(results: Results, name: str, series: Series) -> str:
-    if METRICS[name].kind == "set":
+    if name in METRICS and METRICS[name].kind == "set":
         return _set_cell(results, name, series)
     interval = results.interval(name, series)
     if interval is None:
@@ -108,20 +110,42 @@ def _set_cell(results: Results, name: str, series: Series) -> str:
     return f"{row['value']:.3f}{bounds} (n = {row['num_pictures']})"
 
 
-def _curve(results: Results) -> str:
+def _trade_off(results: Results) -> str:
+    """Likeness to the image against likeness to the text, a point a weight, where both were measured at several."""
+    series = results.over_the_weight()
+    likeness = next((name for name in results.metrics() if _is_cosine(name) and name != TEXT), None)
+    if len(series) < 2 or likeness is None or TEXT not in results.metrics():
+        return ""
+    across, up = (_means(results, name, series) for name in (TEXT, likeness))
+    if across is None or up is None:
+        return ""
+    weights = [f"{scale:g}" for _, scale in series]
+    titles = METRICS[TEXT].title, METRICS[likeness].title
+    chart = path_chart(list(zip(across, up, strict=True)), weights, x_label=titles[0], y_label=titles[1])
+    note = "A point is a weight of the image prompt; up is likeness to the image, right is likeness to the text."
+    if series[0][0] == "text":
+        note += " At 0 it is the text alone."
+    return f"<h2>{_text(titles[1])} against {_text(titles[0])}</h2><p class=small>{note}</p>{_embedded(chart)}"
+
+
+def _curves(results: Results) -> str:
     """Likeness to image and text over the weight, where several were drawn."""
-    series = sorted(each for each in results.series() if each[0] == "adapter")
+    series = results.over_the_weight()
     if len(series) < 2:
         return ""
-    curves = {}
-    for name in (name for name in _measured(results) if _is_cosine(name)):
-        intervals = [results.interval(name, each) for each in series]
-        if all(interval is not None for interval in intervals):
-            curves[METRICS[name].title] = [interval.mean for interval in intervals if interval is not None]
+    found = {METRICS[name].title: _means(results, name, series) for name in results.metrics() if _is_cosine(name)}
+    curves = {title: means for title, means in found.items() if means is not None}
     if not curves:
         return ""
     chart = line_chart(curves, [scale for _, scale in series], x_label="weight of the image prompt", y_label="cosine")
     return f"<h2>Over the weight</h2>{_embedded(chart)}"
+
+
+def _means(results: Results, name: str, series: Sequence[Series]) -> list[float] | None:
+    """Means of a metric, or None where one of the series has none."""
+    intervals = [results.interval(name, each) for each in series]
+    means = [interval.mean for interval in intervals if interval is not None]
+    return means if len(means) == len(series) else None
 
 
 def _is_cosine(name: str) -> bool:
@@ -130,21 +154,29 @@ def _is_cosine(name: str) -> bool:
 
 
 def _sheets(results: Results, references: dict[tuple[str, str], Path], folder: Path) -> Iterable[str]:
-    """Best, median and worst pictures by the first metric of pictures, each beside its reference."""
-    name = next((name for name in _measured(results) if METRICS[name].kind == "picture"), None)
-    rows = [row for row in results.rows if row.arm == "adapter" and name and row.values.get(name) is not None]
-    if name is None or not rows:
-        return
-    ranked = sorted(rows, key=lambda row: row.values[name] or 0.0, reverse=METRICS[name].higher_is_better is not False)
-    for title, part in shown(ranked).items():
-        sheet = _pairs(part, name, references, folder)
-        yield f"<h2>{title} by {_text(METRICS[name].title)}</h2>{_embedded(sheet)}"
+    """Best, median and worst pictures of each weight by the first metric of pictures, each beside its reference."""
+    name = next((name for name in results.metrics() if METRICS[name].kind == "picture"), None)
+    weights = sorted(scale for arm, scale in results.series() if arm == "adapter")
+    for weight in weights if name is not None else ():
+        rows = [row for row in results.rows if (row.arm, row.scale) == ("adapter", weight)]
+        apart = f", weight {weight:g}" if len(weights) > 1 else ""
+        for title, part in shown(_ranked(rows, name)).items():
+            sheet = _pairs(part, name, references, folder)
+            yield f"<h2>{title} by {_text(METRICS[name].title)}{apart}</h2>{_embedded(sheet)}"
+
+
+def _ranked(rows: Sequence[Row], name: str) -> list[Row]:
+    """Those that a metric could be measured of, the best first."""
+    measured = [row for row in rows if row.values.get(name) is not None]
+    return sorted(
+        measured, key=lambda row: row.values[name] or 0.0, reverse=METRICS[name].higher_is_better is not False
+    )
 
 
 def shown(ranked: Sequence[Row]) -> dict[str, Sequence[Row]]:
     """Rows of each sheet: a third of all at most, so that no picture is in two of them; fewer than three have fewer."""
     num = min(NUM_SHOWN, max(1, len(ranked) // 3))
-    parts = {"Best": ranked[:num]}
+    parts = {"Best": ranked[:num]} if ranked else {}
     if len(ranked) >= 3:
         middle = (len(ranked) - num) // 2
         parts["Median"] = ranked[middle : middle + num]
@@ -165,16 +197,16 @@ def _published(results: Results) -> str:
         return ""
     own = []
     for series in results.series():
-        clip_t, clip_i = (results.interval(name, series) for name in ("clip_t", "clip_i"))
-        if clip_t is not None and clip_i is not None:
-            own.append([_series_name(series), "", f"{CLIP_SCORE_SCALE * clip_t.mean:.3f}", f"{clip_i.mean:.3f}"])
+        score, clip_i = (results.interval(name, series) for name in ("clip_score", "clip_i"))
+        if score is not None and clip_i is not None:
+            own.append([_series_name(series), "", f"{score.mean:.3f}", f"{clip_i.mean:.3f}"])
     papers = [[row.method, f"{row.num_parameters} M", f"{row.clip_t:.3f}", f"{row.clip_i:.3f}"] for row in COCO]
     head = ["method", "trained parameters", "CLIPScore (2.5 x CLIP-T)", "CLIP-I"]
     return f"<h2>Beside published figures</h2>{_table([head, *own, *papers])}<p class=small>{_text(COCO_SOURCE)}</p>"
 
 
 def _definitions(results: Results) -> str:
-    rows = [[METRICS[name].title, METRICS[name].definition] for name in _measured(results)]
+    rows = [[metric.title, metric.definition] for metric in with_derived(results.metrics()).values()]
     judges = [
         [slot, str(said.get("name")), str(said.get("fingerprint", ""))[:16]] for slot, said in results.judges.items()
     ]
@@ -186,19 +218,13 @@ def _definitions(results: Results) -> str:
     )
 
 
-def _measured(results: Results) -> list[str]:
-    said = {name for row in results.rows for name in row.values}
-    said |= {row["metric"] for row in (*results.groups, *results.sets)}
-    return [name for name in METRICS if name in said]
-
-
 def _series_name(series: Series) -> str:
     arm, scale = series
     return f"{ARMS[arm]}, weight {scale:g}" if arm == "adapter" else ARMS[arm]
 
 
-def _arrow(name: str) -> str:
-    return {True: " ↑", False: " ↓", None: ""}[METRICS[name].higher_is_better]
+def _arrow(metric: Metric) -> str:
+    return {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
 
 
 def _table(cells: Sequence[Sequence[str]]) -> str:

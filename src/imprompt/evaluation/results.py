@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from imprompt.core.files import atomic_write
 from imprompt.evaluation.errors import EvaluationError
 from imprompt.evaluation.intervals import Interval, Place, bootstrap, difference
 from imprompt.evaluation.items import Arm, Item
-from imprompt.evaluation.metrics.table import METRICS, Metric
+from imprompt.evaluation.metrics.table import DERIVED, METRICS, Metric, with_derived
 from imprompt.evaluation.scoring import score_groups, score_pictures
 from imprompt.evaluation.sets import set_change, set_interval, set_rows
 
@@ -90,8 +91,17 @@ class Results:
         stands_in = 0.0 in self.protocol["scales"] and ("adapter", 0.0) not in adapter
         return [each for each in self.series() if each[0] == "text" and stands_in] + adapter
 
+    def metrics(self) -> list[str]:
+        """Names of what was measured, in the order of the table of metrics."""
+        found = {name for row in self.rows for name in row.values}
+        found |= {row["metric"] for row in (*self.groups, *self.sets)}
+        return [name for name in METRICS if name in found]
+
     def measured(self, metric: str, series: Series) -> dict[Place, float]:
         """Values of a metric by place; pictures that could not be measured are left out."""
+        if metric in DERIVED:
+            derived = DERIVED[metric]
+            return {place: derived.of(value) for place, value in self.measured(derived.source, series).items()}
         if METRICS[metric].kind == "group":
             found = [row for row in self.groups if (row["metric"], row["arm"], row["scale"]) == (metric, *series)]
             return {(row["subject"], row["prompt_name"]): row["value"] for row in found}
@@ -101,7 +111,17 @@ class Results:
 
     def interval(self, metric: str, series: Series) -> Interval | None:
         """Mean and interval of a metric; None where nothing was measured, or of a set of too few subjects."""
-        if METRICS[metric].kind == "set":
+        if (metric, series) not in self._intervals:
+            self._intervals[metric, series] = self._interval(metric, series)
+        return self._intervals[metric, series]
+
+    @cached_property
+    def _intervals(self) -> dict[tuple[str, Series], Interval | None]:
+        """Those that were asked for: of thousands of subjects one takes seconds."""
+        return {}
+
+    def _interval(self, metric: str, series: Series) -> Interval | None:
+        if metric in METRICS and METRICS[metric].kind == "set":
             row = self.set_row(metric, series)
             return None if row is None else set_interval(row)
         values = self.measured(metric, series)
@@ -118,14 +138,15 @@ class Results:
         return sum(row.values[metric] is None for row in rows)
 
     def save(self, path: Path) -> None:
-        """Write JSON, whole or not at all, with the summary that tables show."""
-        content = {"version": VERSION, **asdict(self), "summary": self.summary()}
+        """Write JSON, whole or not at all, with the summary that tables show and what each metric in it is."""
+        definitions = {name: metric.definition for name, metric in with_derived(self.metrics()).items()}
+        content = {"version": VERSION, **asdict(self), "definitions": definitions, "summary": self.summary()}
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
     def summary(self) -> list[dict[str, Any]]:
-        """Mean and 95 % interval of every metric and series; `sets` has those of distances between sets."""
-        names = [name for name, metric in METRICS.items() if metric.kind != "set"]
+        """Mean and 95 % interval of every metric and series, derived ones too; `sets` has distances between sets."""
+        names = [name for name, metric in with_derived(self.metrics()).items() if metric.kind != "set"]
         found = [(name, series, self.interval(name, series)) for name in names for series in self.series()]
         return [
             {"metric": name, "arm": arm, "scale": scale, **asdict(interval)}

@@ -51,9 +51,10 @@ def test_a_folder_is_drawn_measured_and_shown(evaluate, tmp_path):
     assert {row["metric"] for row in results.groups} == {"diversity"}
     assert [row["num_pictures"] for row in results.sets] == [4, 4, 4]
     table = (tmp_path / "run" / "results.md").read_text().splitlines()
-    assert len(table) == 2 + 4 and {line.count("|") for line in table} == {5 + 2}
+    assert len(table) == 2 + 4 and {line.count("|") for line in table} == {5 + 2 + 2}  # two of CLIP-T
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4 and "Over the weight" in page and "http" not in page
+    assert "Over the weight" in page and "CLIP-I against CLIP-T" in page and "http" not in page
+    assert page.count("data:image/png;base64,") == 2 + 2 * 3  # curves, and three sheets of each weight
 
 
 def test_a_sweep_draws_no_picture_twice(evaluate, tmp_path):

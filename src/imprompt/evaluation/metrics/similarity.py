@@ -7,9 +7,6 @@ from torch.nn import functional
 
 from imprompt.evaluation.errors import EvaluationError
 
-CLIP_SCORE_SCALE = 2.5
-"""CLIPScore's w (Hessel et al. 2021, arXiv 2104.08718, equation 1); the IP-Adapter paper's CLIP-T is on this scale."""
-
 
 def cosine(first: Float[Tensor, "rows width"], second: Float[Tensor, "others other_width"]) -> Float[Tensor, " rows"]:
     """Cosine of each pair of rows, in float64.

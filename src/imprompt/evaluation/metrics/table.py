@@ -33,6 +33,25 @@ class Metric:
     floor: int = 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Derived(Metric):
+    """A metric on a scale that papers use; it is never stored, for it follows from what is.
+
+    Attributes:
+        source: name of the metric that is stored.
+        factor: what its values are multiplied by.
+        least: what they are taken for where they are lower; None takes them as they are.
+    """
+
+    source: str
+    factor: float
+    least: float | None = None
+
+    def of(self, value: float) -> float:
+        """What a stored value is on this scale."""
+        return self.factor * (value if self.least is None else max(value, self.least))
+
+
 METRICS = {
     metric.name: metric
     for metric in (
@@ -43,7 +62,7 @@ METRICS = {
             name="clip_t",
             title="CLIP-T",
             judge="clip",
-            definition="raw cosine of image and text embeddings: picture, caption; CLIPScore is 2.5 times it",
+            definition="raw cosine of image and text embeddings: picture, caption",
         ),
         Metric(name="dino", title="DINO", judge="dino", definition="cosine of class tokens: picture, reference"),
         Metric(name="dinov2", title="DINOv2", judge="dinov2", definition="cosine of class tokens: picture, reference"),
@@ -139,6 +158,40 @@ METRICS = {
         ),
     )
 }
+
+
+DERIVED = {
+    metric.name: metric
+    for metric in (
+        Derived(
+            name="clip_score",
+            title="CLIPScore",
+            judge="clip",
+            source="clip_t",
+            factor=2.5,
+            least=0.0,
+            definition="2.5 x max(CLIP-T, 0), derived: the formula of arXiv 2104.08718 on the caption as it is; "
+            "what the IP-Adapter paper calls CLIP-T",
+        ),
+        Derived(
+            name="clip_t_100",
+            title="100 x CLIP-T",
+            judge="clip",
+            source="clip_t",
+            factor=100.0,
+            definition="100 x CLIP-T, derived: the scale of DreamBench++ and of torchmetrics",
+        ),
+    )
+}
+
+
+def with_derived(names: Sequence[str]) -> dict[str, Metric]:
+    """Metrics of names, each followed by those that are derived from it."""
+    found: dict[str, Metric] = {}
+    for name in names:
+        found[name] = METRICS[name]
+        found |= {each.name: each for each in DERIVED.values() if each.source == name}
+    return found
 
 
 def metrics_named(names: Sequence[str]) -> tuple[Metric, ...]:
