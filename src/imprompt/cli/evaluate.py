@@ -38,7 +38,7 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many subjects, from the first.")] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Draw one share only, as 1/4; torchrun's and SLURM's ranks are read by themselves."),
+        typer.Option(help="Draw one share only, as 1/4; the ranks of torchrun, SLURM and MPI are read by themselves."),
     ] = None,
     engine: Annotated[
         Engine,
@@ -84,7 +84,10 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
         engine=engine, share=split_of(split), limit=limit, batch_size=batch_size,
     )  # fmt: skip
     if missing:
-        typer.echo(f"{missing} pictures belong to other shares; run again without --split when all are drawn")
+        typer.echo(
+            f"{missing} pictures of other shares are not drawn yet; the share that ends last measures all of them, "
+            "or this command without --split"
+        )
         return
     results = _score(chosen, source, output, models, judges, limit)
     for line in _lines(results):

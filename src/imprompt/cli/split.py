@@ -14,9 +14,12 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-# A process's number among all and how many there are, as launchers tell them: torchrun, srun, arrays of sbatch.
+# A process's number among all and how many there are, as launchers tell them: torchrun (and accelerate, which calls it
+# or mpirun), Open MPI, MPICH and Intel's, srun, arrays of sbatch.
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", ""),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ""),
+    ("PMI_RANK", "PMI_SIZE", ""),
     ("SLURM_PROCID", "SLURM_NTASKS", ""),
     ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
 )
@@ -44,7 +47,7 @@ def parse_split(text: str) -> tuple[int, int]:
 
 
 def split_from_environment(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
-    """Which part of the work this process takes, as torchrun or SLURM tell it; all of it if nobody does.
+    """Which part of the work this process takes, as torchrun, MPI or SLURM tell it; all of it if nobody does.
 
     Args:
         environment: Variables; the process's own by default.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-RANK_VARIABLES = ("LOCAL_RANK", "SLURM_LOCALID")
+RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 """How launchers tell a process its number among those of its machine."""
 
 

@@ -93,11 +93,17 @@ def test_a_killed_evaluation_loses_and_repeats_nothing(evaluate, tmp_path, monke
     assert out.splitlines()[:-1] == whole.splitlines()[:-1]
 
 
-def test_shares_are_drawn_apart_and_measured_together(evaluate, tmp_path):
+def test_shares_are_drawn_apart_and_measured_together_as_by_one_process(evaluate, tmp_path, monkeypatch):
+    code, _, err = evaluate("-o", "whole")
+    assert code == 0, err
     code, out, _ = evaluate("--split", "1/2", "-o", "run")
-    assert code == 0 and out.startswith("4 pictures belong to other shares")
-    code, out, err = evaluate("--split", "2/2", "-o", "run")
+    assert code == 0 and out.startswith("4 pictures of other shares are not drawn yet")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = evaluate("-o", "run")
     assert code == 0 and out.endswith("run/report.html\n"), err
+    whole, shared = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "run"))
+    assert whole == shared
 
 
 def test_a_run_takes_no_pictures_of_another(evaluate, references):

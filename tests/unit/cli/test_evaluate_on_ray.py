@@ -61,7 +61,7 @@ def test_a_cluster_draws_nothing_twice_and_no_more_than_its_share(evaluate, ray,
         drawing, "save_png", lambda image, path, said: drawn.append(path.name) or save(image, path, said)
     )
     code, out, err = evaluate("--engine", "ray", "--split", "2/2")
-    assert code == 0 and out.startswith("4 pictures belong to other shares"), err
+    assert code == 0 and out.startswith("4 pictures of other shares are not drawn yet"), err
     assert len(drawn) == 4
     code, out, err = evaluate("--engine", "ray")
     assert code == 0 and out.endswith("evaluation/report.html\n"), err

@@ -20,6 +20,8 @@ def two_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"LOCAL_RANK": "3"}, None, "cuda:1"),
         ({"SLURM_LOCALID": "2"}, None, "cuda:0"),
+        ({"OMPI_COMM_WORLD_LOCAL_RANK": "3"}, None, "cuda:1"),
+        ({"MPI_LOCALRANKID": "1"}, None, "cuda:1"),
         ({"LOCAL_RANK": "1", "SLURM_LOCALID": "0"}, None, "cuda:1"),  # torchrun within a task of SLURM
         ({"SLURM_LOCALID": "0"}, 3, "cuda:1"),  # a pool of processes within a task of SLURM, which has one number
         ({}, 1, "cuda:1"),
