@@ -1,1 +1,1 @@
-"""The embedded model from nothing: data, CLIP pair, autoencoder, denoiser, adapters, bundle."""
+"""The embedded model from nothing: data, vision tower, autoencoder, denoiser, adapters, bundle."""
