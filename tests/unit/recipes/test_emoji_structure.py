@@ -106,7 +106,10 @@ def test_parts_are_packaged_beside_a_base_that_stays(tmp_path, monkeypatch):
 
 def test_quality_is_read_from_a_card_as_it_was_written():
     table = "| question | share |\n|---|---|\n| text | 40 % |"
-    assert read_quality(model_card({}, table)) == table
+    card = model_card({}, table)
+    assert read_quality(card) == table
+    assert model_card({}, read_quality(card)) == card  # what is said of the table is neither lost nor said twice
+    assert f"{table}\n\nThe text alone" in card
     assert read_quality(model_card({}, "")) == ""
 
 

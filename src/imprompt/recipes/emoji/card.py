@@ -15,8 +15,8 @@ tags: [image-prompt, ip-adapter, emoji]
 # imprompt emoji
 
 A text-to-image model in Stable Diffusion's shape, small enough to travel inside a package, with two image prompt
-adapters, a ControlNet, a T2I-Adapter and a LoRA. It draws things (animals, food, places, activities, objects) as
-64 x 64 pictures in eight emoji styles.
+adapters, a ControlNet, a T2I-Adapter and a LoRA. It was trained to draw things (animals, food, places, activities,
+objects) as 64 x 64 pictures in eight emoji styles; how well it does is measured below.
 
 | part | class | what it is |
 |---|---|---|
@@ -34,7 +34,7 @@ Captions read "red apple, noto style emoji"; the words for the styles are {words
 
 ## Data
 
-Drawings of 861 Unicode emoji by the teams below, rendered at 64 pixels on white; names and search words from CLDR by
+Drawings of 861 Unicode emoji in the styles below, rendered at 64 pixels on white; names and search words from CLDR by
 way of emojibase (MIT). Five subjects in a hundred are held out in every style, and one in ten of the other (subject,
 style) pairs; no part of this model saw them. `references/` holds some of the former.
 
@@ -43,12 +43,13 @@ style) pairs; no part of this model saw them. `references/` holds some of the fo
 ## Recipe
 
 `imprompt emoji data`, then `imprompt emoji train vision | autoencoder | unet | adapter-global | adapter-plus`, then
-`imprompt emoji bundle`. The vision tower is trained against captions and distilled from EfficientNet-Lite0 (ImageNet);
-the denoiser predicts velocities under zero terminal SNR, and its text tower is trained with it; the adapters are
-trained as in arXiv 2308.06721: frozen base, keys and values started from the text's, image, text and both dropped 5 %
-each. On the packaged base follow `imprompt emoji train controlnet | t2i-adapter | lora | finetune`, all without image
-prompts; `imprompt emoji bundle --parts` packages the first three. Digits behind a stage's name are the first of the
-hash of the base that it was trained on.
+`imprompt emoji bundle`. The vision tower is taught by EfficientNet-Lite0 (ImageNet), and by subject and style as
+classes, without texts; the denoiser predicts velocities under zero terminal SNR, and its text tower is trained with it;
+the adapters are trained as in arXiv 2308.06721: frozen base, keys and values started from the text's, image, text and
+both dropped 5 % each. On the packaged base follow `imprompt emoji train controlnet | t2i-adapter | lora | finetune`,
+all without image prompts; `imprompt emoji bundle --parts` packages the first three. Digits behind a stage's name are
+the first of the hash of the base that it was trained on. Rows that say "before", and stages that the recipe no longer
+has, are of earlier runs.
 
 {figures}
 
@@ -60,6 +61,10 @@ hash of the base that it was trained on.
 
 The weights are offered under CC-BY-4.0, the most demanding licence among the drawings; see `NOTICE`.
 """
+
+_NOTE = """The text alone names subjects of the training set; references are held out of training. Chance of a style is
+one in eight: always drawing in the style that is commonest among the references would do somewhat better. How often
+the probe knows the style of a real picture stands in its own rows."""
 
 
 def model_card(figures: dict[str, dict[str, Any]], quality: str) -> str:
@@ -73,7 +78,7 @@ def model_card(figures: dict[str, dict[str, Any]], quality: str) -> str:
         words=", ".join(f'"{style.word}"' for style in STYLES),
         table=_style_table(),
         figures=_figure_table(figures),
-        quality=quality or "Not measured yet: run `imprompt emoji quality`.",
+        quality=f"{quality.strip()}\n\n{_NOTE}" if quality else "Not measured yet: run `imprompt emoji quality`.",
     )
 
 
@@ -114,5 +119,5 @@ def read_figures(card: str) -> dict[str, dict[str, Any]]:
 
 def read_quality(card: str) -> str:
     """Table of measured quality as `model_card` wrote it into a card; empty where none was."""
-    section = card.partition("## Measured quality")[2].partition("## Licence")[0].strip()
-    return section if section.startswith("|") else ""
+    section = card.partition("## Measured quality")[2].partition("## Licence")[0]
+    return "\n".join(line for line in section.splitlines() if line.startswith("|"))
