@@ -156,8 +156,10 @@ def _is_cosine(name: str) -> bool:
 def _sheets(results: Results, references: dict[tuple[str, str], Path], folder: Path) -> Iterable[str]:
     """Best, median and worst pictures of each weight by the first metric of pictures, each beside its reference."""
     name = next((name for name in results.metrics() if METRICS[name].kind == "picture"), None)
+    if name is None:
+        return
     weights = sorted(scale for arm, scale in results.series() if arm == "adapter")
-    for weight in weights if name is not None else ():
+    for weight in weights:
         rows = [row for row in results.rows if (row.arm, row.scale) == ("adapter", weight)]
         apart = f", weight {weight:g}" if len(weights) > 1 else ""
         for title, part in shown(_ranked(rows, name)).items():
