@@ -35,15 +35,18 @@ def load_base(bundle: Path | None = None) -> Denoiser:
     return Denoiser(unet, text_encoder).requires_grad_(False).eval()
 
 
-def base_pipeline(kind: Any = None, unet: UNet2DConditionModel | None = None, **parts: Any) -> Any:
-    """A pipeline of the packaged parts.
+def base_pipeline(
+    kind: Any = None, unet: UNet2DConditionModel | None = None, bundle: Path | None = None, **parts: Any
+) -> Any:
+    """A pipeline of the packaged parts, or of another bundle's.
 
     Args:
         kind: Class of the pipeline; `StableDiffusionPipeline` by default.
         unet: In place of the packaged denoiser.
+        bundle: In place of what is packaged.
         **parts: What the class takes beside the packaged parts, such as `controlnet`.
     """
-    pipeline = load_pipeline(device="cpu", dtype=torch.float32)
+    pipeline = load_pipeline(bundle, device="cpu", dtype=torch.float32)
     if unet is not None:
         pipeline.unet = unet
     if kind is not None:

@@ -23,7 +23,7 @@ from imprompt.recipes.emoji.looks import BLUEPRINT, SEPIA, Look
 from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import draw
 from imprompt.recipes.emoji.stage import stage_loop, train_stage
-from imprompt.recipes.emoji.unet import PREVIEW_SUBJECTS, Denoiser
+from imprompt.recipes.emoji.unet import PREVIEW_SUBJECTS
 from imprompt.training.config import LoopConfig, OptimizerConfig
 from imprompt.training.loop.checkpointing import load_averaged_weights
 from imprompt.training.loop.distributed import resolve_device
@@ -42,6 +42,7 @@ class CustomConfig:
     """Of one custom model.
 
     Attributes:
+        bundle: Folder of the base.
         kind: `lora` trains low-rank additions, `finetune` every weight of the denoiser.
         look: What it learns.
         num_pictures: From how many pictures; a look takes few.
@@ -53,6 +54,7 @@ class CustomConfig:
         everything: Train on all emoji, not only on the things.
     """
 
+    bundle: Path
     kind: Kind
     look: Look
     loop: LoopConfig
@@ -76,7 +78,7 @@ def default_config(kind: Kind) -> CustomConfig:
     )
     num_steps = 200 if kind == "lora" else 150
     loop = stage_loop(base_stage(kind), num_steps=num_steps, batch_size=16, checkpoint_every=50)
-    return CustomConfig(kind=kind, look=look, loop=loop, optimizer=optimizer)
+    return CustomConfig(bundle=bundle_folder(), kind=kind, look=look, loop=loop, optimizer=optimizer)
 
 
 def prepare(unet: UNet2DConditionModel, kind: Kind) -> UNet2DConditionModel:
@@ -93,12 +95,13 @@ def prepare(unet: UNet2DConditionModel, kind: Kind) -> UNet2DConditionModel:
 class CustomTask:
     """Noisy latents of pictures in a look, and captions; see `imprompt.training.loop.task.Task`."""
 
-    def __init__(self, base: Denoiser, pictures: dataset.EmojiPictures, config: CustomConfig) -> None:
-        """Prepare the base's denoiser; its text tower stays as it is."""
+    def __init__(self, pictures: dataset.EmojiPictures, config: CustomConfig) -> None:
+        """Load the base and prepare its denoiser; its text tower stays as it is."""
+        base = load_base(config.bundle)
         self.model = prepare(base.unet, config.kind)
         self.config = config
         self.text_encoder = base.to(resolve_device(config.loop.device)).text_encoder
-        self.examples = DiffusionExamples(pictures, bundle_folder(), config.look)
+        self.examples = DiffusionExamples(pictures, config.bundle, config.look)
         self.num_examples = len(self.examples)
         self.order = BatchOrder(self.num_examples, config.loop.batch_size, config.loop.seed)
 
@@ -117,13 +120,13 @@ class CustomTask:
 
     def preview(self, step: int) -> None:
         """Eight subjects, from two seeds."""
-        pipeline = base_pipeline(unet=self.model)
+        pipeline = base_pipeline(unet=self.model, bundle=self.config.bundle)
         rows = [draw(pipeline, list(PREVIEW_SUBJECTS), seed=seed) for seed in (0, 100)]
         save_grid(rows, self.config.loop.output / "previews" / f"step-{step:06d}.png")
 
 
 def run(config: CustomConfig) -> Path:
-    """Train one custom model of the packaged base and hand on its averaged weights in diffusers' layout.
+    """Train one custom model of its base and hand on its averaged weights in diffusers' layout.
 
     Returns:
         Folder of the LoRA, or of the denoiser.
@@ -140,7 +143,7 @@ def trained(config: CustomConfig) -> tuple[Any, int]:
     """
     torch.manual_seed(config.loop.seed)
     pictures = some_of(dataset.load(everything=config.everything), config.num_pictures)
-    task = CustomTask(load_base(), pictures, config)
+    task = CustomTask(pictures, config)
     num_steps = train_stage(task, config)
     weights = load_averaged_weights(config.loop.output)
     if weights is not None:
