@@ -1,78 +1,13 @@
 """The paper's claims (arXiv 2308.06721): its words, what is compared on the embedded model, and a verdict each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from imprompt.evaluation.intervals import Interval
-from imprompt.recipes.emoji.evidence.ablations import ABLATIONS
+from imprompt.recipes.emoji.evidence.ablation_claims import adapter_or_finetuning, decoupled_or_concatenated
+from imprompt.recipes.emoji.evidence.claim import COMPARABLE, FIDELITY, SPLIT_WORDS, Chart, Claim, rows
 from imprompt.recipes.emoji.evidence.judging import CUSTOM_LOOKS, Measured, mark_of
-from imprompt.recipes.emoji.evidence.references import SPLITS, HeldOut
+from imprompt.recipes.emoji.evidence.references import SPLITS
 from imprompt.recipes.emoji.evidence.shipped import ADAPTERS, WEIGHTS
-from imprompt.recipes.emoji.evidence.training import trained_name
-from imprompt.recipes.emoji.evidence.verdicts import Figure, Outcome, anywhere, change, kept, mean, together
-
-COMPARABLE = 0.9
-"""Share of another model's figure from which a figure counts as comparable, and as kept; the paper names none."""
-
-FIDELITY = ("identified", "likeness")
-SPLIT_WORDS: dict[HeldOut | None, str] = {
-    None: "",
-    "held_out_subject": ", held-out subjects",
-    "held_out_pair": ", held-out pairs",
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """Figures of one series, by the title of their column; None where one was not measured."""
-
-    title: str
-    figures: dict[str, Interval | None]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Figures over the weight of the image prompt."""
-
-    name: str
-    places: list[float]
-    curves: dict[str, list[float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A claim and what became of it.
-
-    Attributes:
-        name: Of its files.
-        title: Of its section.
-        sentence: The paper's words, or what must be so for the rest to mean anything.
-        source: Where the paper says so; empty where it does not.
-        compared: What is compared, and what must hold.
-        rows: Figures.
-        ways: Tests; the claim holds where all tests of one way hold.
-        sheet: Series whose pictures are shown.
-        charts: Curves, where there are any.
-        notes: Further figures that decide nothing.
-        choices: Names of the ways, where there are several.
-    """
-
-    name: str
-    title: str
-    sentence: str
-    source: str
-    compared: str
-    rows: list[Row]
-    ways: list[list[Figure]]
-    sheet: list[str]
-    charts: list[Chart]
-    notes: list[Figure]
-    choices: tuple[str, ...] = ()
-
-    @property
-    def verdict(self) -> Outcome:
-        """What follows from the intervals."""
-        return together(self.ways[0]) if len(self.ways) == 1 else anywhere(self.ways)
+from imprompt.recipes.emoji.evidence.verdicts import Figure, change, kept, mean
 
 
 def all_claims(measured: Measured, training_seeds: Sequence[int]) -> list[Claim]:
@@ -87,58 +22,6 @@ def all_claims(measured: Measured, training_seeds: Sequence[int]) -> list[Claim]
         image_and_text(measured),
         judge_itself(measured),
     ]
-
-
-def decoupled_or_concatenated(measured: Measured, training_seeds: Sequence[int]) -> Claim:
-    """Whether separate attention to the image beats image tokens among the text's."""
-    tests = _decoupled_less(measured, "concatenated", "concatenated", training_seeds)
-    return Claim(
-        name="decoupled",
-        title="Decoupled attention against image tokens among the text's",
-        sentence="As we can observe, the IP-Adapter not only can generate higher quality images than the simple "
-        "adapter, but also can generate more consistent images with image prompts.",
-        source="section 4.4.1, figure 10",
-        compared="The same projector, trained for the same steps on the same pictures: with keys and values of the "
-        "image's own, or with its tokens behind the text's, read by the base's frozen attention. The former "
-        "trains more parameters; see the costs. The image is the only prompt. Every difference, on all references and "
-        "on each split, must be above 0, in every training. How good pictures look is not measured. "
-        f"{_rates('decoupled', 'concatenated')}",
-        rows=_ablation_rows(measured, ("decoupled", "concatenated"), training_seeds),
-        ways=[tests],
-        sheet=[trained_name(kind, training_seeds[0]) for kind in ("decoupled", "concatenated")],
-        charts=[],
-        notes=[],
-    )
-
-
-def adapter_or_finetuning(measured: Measured, training_seeds: Sequence[int]) -> Claim:
-    """Whether an adapter reaches what training the whole denoiser reaches."""
-    tests = [
-        Figure(
-            what=f"{measure} above chance: decoupled over fine-tuned",
-            interval=kept(measured, "finetuned", "decoupled", measure, measured.chance[measure]),
-            bound=COMPARABLE,
-            trainings=_share_of_each_training(measured, "finetuned", "decoupled", measure, training_seeds),
-        )
-        for measure in FIDELITY
-    ]
-    notes = _decoupled_less(measured, "finetuned", "fine-tuned", training_seeds)
-    return Claim(
-        name="finetuning",
-        title="An adapter against fine-tuning the whole denoiser",
-        sentence="Despite the simplicity of our method, an IP-Adapter with only 22M parameters can achieve comparable "
-        "or even better performance to a fully fine-tuned image prompt model.",
-        source="abstract, table 1",
-        compared="The same adapter, and a denoiser that reads the image's tokens behind the text's and whose weights "
-        f"were all trained, for the same steps on the same pictures. Comparable means here {COMPARABLE:.0%} of the "
-        "other's figure above chance or more, in every training; the paper names no number. Differences are listed "
-        f"below the verdict's figures. {_rates('decoupled', 'finetuned')}",
-        rows=_ablation_rows(measured, ("decoupled", "finetuned"), training_seeds),
-        ways=[tests],
-        sheet=[trained_name(kind, training_seeds[0]) for kind in ("decoupled", "finetuned")],
-        charts=[],
-        notes=notes,
-    )
 
 
 def fine_or_global(measured: Measured) -> Claim:
@@ -173,7 +56,7 @@ def fine_or_global(measured: Measured) -> Claim:
         compared="The two adapters that ship: `plus` reads every patch, `global` one embedding. `plus` must be more "
         "faithful by both measures, and its pictures of one reference less diverse. Each was trained once; what other "
         "trainings would give is in no interval.",
-        rows=_rows(measured, ("text", *ADAPTERS), columns),
+        rows=rows(measured, ("text", *ADAPTERS), columns),
         ways=[tests],
         sheet=["global", "plus"],
         charts=[],
@@ -205,7 +88,7 @@ def custom_base(measured: Measured, base: str) -> Claim:
         f"Pictures are compared with the references in {look}. The mark is what the unchanged base draws, with the "
         f"same colours laid over it. Both adapters must keep {COMPARABLE:.0%} of what it is above chance, by both "
         "measures; the paper names no number.",
-        rows=_rows(measured, series, [(measure, None) for measure in FIDELITY]),
+        rows=rows(measured, series, [(measure, None) for measure in FIDELITY]),
         ways=[tests],
         sheet=series,
         charts=[],
@@ -244,7 +127,7 @@ def structure(measured: Measured, tool: str, title: str, measure: str) -> Claim:
         compared=f"{title} follows the {followed} of another reference, the `plus` adapter its own. Together they must "
         f"follow the {followed} closer than the image prompt alone, and the reference closer than {title} alone. What "
         "each gives up to the other is listed beside it.",
-        rows=_rows(measured, ("plus", tool, both), [(measure, None), *((name, None) for name in FIDELITY)]),
+        rows=rows(measured, ("plus", tool, both), [(measure, None), *((name, None) for name in FIDELITY)]),
         ways=[tests],
         sheet=["structure", "plus", tool, both],
         charts=[],
@@ -268,7 +151,7 @@ def image_and_text(measured: Measured) -> Claim:
         "must be recognised and the reference's style kept: each above chance, the subject more often than in pictures "
         f"never told its name, the style more often than without the image. This verdict's intervals are of "
         f"{level:.0%}, since there are {len(WEIGHTS)} weights to choose from.",
-        rows=_rows(measured, [*series, *ADAPTERS], [(measure, None) for measure in measures]),
+        rows=rows(measured, [*series, *ADAPTERS], [(measure, None) for measure in measures]),
         ways=[_both_followed(measured, weight, level) for weight in WEIGHTS],
         sheet=["text-other", *(f"plus-other-{weight}" for weight in WEIGHTS)],
         charts=[_over_the_weight(measured, name, measures) for name in ADAPTERS],
@@ -334,61 +217,9 @@ def judge_itself(measured: Measured) -> Claim:
         "know nothing of the reference; and the text that describes the reference in words. Chance is 0.1 of "
         f"`identified` and `named` and 0 of `likeness`; who draws all in the style that is commonest among the "
         f"references has {measured.chance['style']:.3f} of `style`.",
-        rows=_rows(measured, ("copy", "text-other", "text", *ADAPTERS), columns),
+        rows=rows(measured, ("copy", "text-other", "text", *ADAPTERS), columns),
         ways=[tests],
         sheet=["text-other", "text"],
         charts=[],
         notes=[],
     )
-
-
-def _decoupled_less(measured: Measured, kind: str, word: str, training_seeds: Sequence[int]) -> list[Figure]:
-    """Decoupled attention less another kind, on all references and on each split."""
-    return [
-        Figure(
-            what=f"{measure}: decoupled less {word}{SPLIT_WORDS[split]}",
-            interval=change(measured, kind, "decoupled", measure, split),
-            trainings=_each_training(measured, kind, "decoupled", measure, training_seeds, split),
-        )
-        for measure in FIDELITY
-        for split in (None, *SPLITS)
-    ]
-
-
-def _each_training(
-    measured: Measured, first: str, second: str, measure: str, seeds: Sequence[int], split: HeldOut | None
-) -> tuple[float, ...]:
-    """Mean difference of each training seed."""
-    found = (change(measured, trained_name(first, seed), trained_name(second, seed), measure, split) for seed in seeds)
-    return tuple(interval.mean for interval in found if interval is not None)
-
-
-def _share_of_each_training(
-    measured: Measured, mark: str, series: str, measure: str, seeds: Sequence[int]
-) -> tuple[float, ...]:
-    """Share of the mark of each training seed."""
-    chance = measured.chance[measure]
-    pairs = ((trained_name(mark, seed), trained_name(series, seed)) for seed in seeds)
-    found = (kept(measured, *pair, measure, chance) for pair in pairs)
-    return tuple(interval.mean for interval in found if interval is not None)
-
-
-def _rates(*kinds: str) -> str:
-    """Peak learning rates in words."""
-    told = (f"{ABLATIONS[kind].learning_rate:g} for {ABLATIONS[kind].title}" for kind in kinds)
-    return f"Peak learning rates: {'; '.join(told)}."
-
-
-def _ablation_rows(measured: Measured, kinds: Sequence[str], training_seeds: Sequence[int]) -> list[Row]:
-    series = [name for kind in kinds for name in (kind, *(trained_name(kind, seed) for seed in training_seeds))]
-    return _rows(measured, series, [(measure, split) for measure in FIDELITY for split in (None, *SPLITS)])
-
-
-def _rows(measured: Measured, series: Sequence[str], columns: Sequence[tuple[str, HeldOut | None]]) -> list[Row]:
-    return [
-        Row(
-            measured.titles[name],
-            {f"{measure}{SPLIT_WORDS[split]}": mean(measured, name, measure, split) for measure, split in columns},
-        )
-        for name in series
-    ]

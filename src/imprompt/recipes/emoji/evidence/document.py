@@ -15,7 +15,8 @@ from imprompt.core.sheet import contact_sheet
 from imprompt.evaluation.intervals import Interval
 from imprompt.recipes.emoji import dataset
 from imprompt.recipes.emoji.evidence import page
-from imprompt.recipes.emoji.evidence.claims import Chart, Claim, all_claims
+from imprompt.recipes.emoji.evidence.claim import Chart, Claim
+from imprompt.recipes.emoji.evidence.claims import all_claims
 from imprompt.recipes.emoji.evidence.cost_table import cost_rows
 from imprompt.recipes.emoji.evidence.drawing import pictures_of
 from imprompt.recipes.emoji.evidence.judging import Drawn, JudgedArm, Pictures, judged_arms, measure, remembering, shown

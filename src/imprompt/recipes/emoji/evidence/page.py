@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from imprompt.evaluation.intervals import Interval
-from imprompt.recipes.emoji.evidence.claims import Chart, Claim
+from imprompt.recipes.emoji.evidence.claim import Chart, Claim
 from imprompt.recipes.emoji.evidence.cost_table import CostRow
 from imprompt.recipes.emoji.evidence.references import Reference
 from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
@@ -167,7 +167,7 @@ def _costs(costs: Sequence[CostRow]) -> str:
         "of the denoiser",
         "steps",
         "pictures seen",
-        "processor minutes",
+        "minutes of arithmetic",
         "seconds a step",
         "operations a step",
         "bytes",
@@ -188,11 +188,11 @@ def _costs(costs: Sequence[CostRow]) -> str:
     ]
     return (
         "## Costs\n\n"
-        "The paper's adapter has 22 M trained parameters beside a denoiser of 860 M. Processor time is of arithmetic "
-        "alone, measured on some steps after each training; operations are those of its products of matrices and its "
-        "convolutions, forward and backward; bytes are those of what has to be kept of a model, in half "
-        "precision. A dash stands for what is not known. These are counts, without a verdict.\n\n"
-        + _table([head, *rows])
+        "The paper's adapter has 22 M trained parameters beside a denoiser of 860 M. Minutes and seconds are of "
+        "arithmetic alone, a processor's own or an accelerator's, measured on some steps after each training; "
+        "operations are those of its products of matrices and its convolutions, forward and backward; bytes are those "
+        "of what has to be kept of a model, in half precision. A dash stands for what is not known. These are counts, "
+        "without a verdict.\n\n" + _table([head, *rows])
     )
 
 
