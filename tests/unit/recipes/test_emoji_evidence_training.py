@@ -230,9 +230,27 @@ def test_a_finished_run_is_left_as_it_is(trained, monkeypatch):
     assert not training.is_trained(dataclasses.replace(trained, training_steps=5), "concatenated", 0)
 
 
-def test_a_longer_run_is_no_shorter_one(trained):
-    with pytest.raises(ImpromptError, match="has taken 4 steps, and 3 are asked for"):
-        training.train_ablation(dataclasses.replace(trained, training_steps=3), "concatenated", 0)
+@pytest.mark.parametrize("changes", [{"training_steps": 3}, {"training_batch_size": 3}, {"num_references": 1}])
+def test_with_other_settings_another_run_begins(trained, changes):
+    other = dataclasses.replace(trained, **changes)
+    for kind in KINDS:
+        assert training.is_trained(trained, kind, 0) and not training.is_trained(other, kind, 0)
+        assert not training.trained_folder(other, kind, 0).exists()
+    before, now = ({arm.needs_training for arm in training.ablation_arms(each)} for each in (trained, other))
+    assert not before & now  # so that pictures are drawn anew
+
+
+def test_at_another_rate_another_run_begins(trained, monkeypatch):
+    before = training.trained_folder(trained, "concatenated", 0)
+    faster = dataclasses.replace(ABLATIONS["concatenated"], learning_rate=0.02)
+    monkeypatch.setitem(ABLATIONS, "concatenated", faster)
+    assert [kind for kind in KINDS if not training.is_trained(trained, kind, 0)] == ["concatenated"]
+    training.train_ablations(trained)
+    assert training.cost_of(trained, "concatenated", 0).learning_rate == 0.02
+    old, new = (
+        load_averaged_weights(folder) for folder in (before, training.trained_folder(trained, "concatenated", 0))
+    )
+    assert not all(torch.equal(value, new[name]) for name, value in old.items())
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(trained, elsewhere, monkeypatch):
@@ -277,8 +295,8 @@ def test_a_run_whose_time_is_up_is_finished(elsewhere):
 def test_arms_draw_from_references_and_noise(trained, invented):
     arms = training.ablation_arms(trained)
     assert [arm.name for arm in arms] == ["decoupled-0", "concatenated-0", "finetuned-0"]
-    for arm in arms:
-        assert arm.needs_training == (arm.name,)
+    for kind, arm in zip(KINDS, arms, strict=True):
+        assert arm.needs_training == (training.trained_folder(trained, kind, 0).name,)
         draw = arm.open(trained)
         drawn = draw(references(invented, [1, 2, 3]), [7, 7, 8])
         assert drawn.shape == (3, 3, 64, 64) and drawn.dtype == torch.uint8

@@ -7,54 +7,51 @@ Three questions, each with an answer of 0 or 1 a picture:
 * text alone: is what comes out nearer to its subject than to nine other subjects of the training set?
 """
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int, UInt8
-from PIL import Image
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from imprompt.adapter.checkpoint import load_adapter
-from imprompt.emoji.bundle import ADAPTER_FILES
+from imprompt.emoji.bundle import ADAPTER_FILES, AdapterName
 from imprompt.emoji.styles import STYLES
-from imprompt.generation.attach import attach
-from imprompt.generation.pipelines import load_pipeline
-from imprompt.prompts.image_prompt import ImagePrompt
+from imprompt.generation.pipelines import default_device
 from imprompt.recipes.emoji import dataset
-from imprompt.recipes.emoji.augment import to_tensor
+from imprompt.recipes.emoji.base import base_pipeline
 from imprompt.recipes.emoji.captions import full_caption
+from imprompt.recipes.emoji.evidence.drawing import noise_seed
+from imprompt.recipes.emoji.evidence.judging import drawings, pixels, recognised, training_pictures
+from imprompt.recipes.emoji.evidence.references import HeldOut, Reference, described, one_of_each_subject
+from imprompt.recipes.emoji.evidence.sampling import sample
+from imprompt.recipes.emoji.evidence.settings import DrawingSettings, NumberFormat
+from imprompt.recipes.emoji.evidence.shipped import Setting, drawer
 from imprompt.recipes.emoji.judge import Verdict, judge, style_probe, ten_way
 
-logger = logging.getLogger(__name__)
+SPLITS: dict[HeldOut, str] = {"held_out_subject": "held-out subjects", "held_out_pair": "held-out pairs"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class QualityConfig:
+class QualityConfig(DrawingSettings):
     """What is measured and how.
 
     Attributes:
-        bundle: folder of the model.
-        num_pictures: pictures for each question.
-        num_steps: of the sampler.
-        guidance_scale: classifier-free guidance.
-        style_weight: weight of the image prompt where a text names another subject.
-        batch_size: pictures sampled together.
-        seed: of the choice of pictures, of the noise and of the candidates.
+        num_pictures: Pictures for each question.
+        num_steps: Of the sampler.
+        device: Where to compute; the accelerator if there is one.
+        autocast: Number format of the arithmetic; by default that of the weights, single precision.
+        style_weight: Weight of the image prompt where a text names another subject.
+        seed: Of the choice of pictures, of the noise and of the candidates.
     """
 
-    bundle: Path
     num_pictures: int = 256
     num_steps: int = 20
-    guidance_scale: float = 3.0
+    device: str = field(default_factory=lambda: str(default_device()))
+    autocast: NumberFormat = "no"
     style_weight: float = 0.6
-    batch_size: int = 32
     seed: int = 0
 
 
@@ -82,44 +79,44 @@ class Figure:
 TABLE_HEAD = "| question | setting | share | chance | pictures |\n|---|---|---|---|---|"
 
 
-@dataclass(frozen=True)
-class References:
-    """Real pictures and what the judge sees in them.
+@dataclass(frozen=True, eq=False)
+class HeldOutPictures:
+    """Real pictures of one split and what the judge sees in them.
 
     Attributes:
-        images: the pictures.
-        styles: their styles.
-        verdict: the judge's view of them.
-        labels: what they show.
-        captions: the same with the style's word.
+        title: Of the split.
+        references: The pictures.
+        verdict: The judge's view of them.
     """
 
-    images: UInt8[Tensor, "pictures 3 height width"]
-    styles: Int[Tensor, " pictures"]
+    title: str
+    references: list[Reference]
     verdict: Verdict
-    labels: list[str]
-    captions: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Standard:
+    """What the judge has learnt of training pictures.
+
+    Attributes:
+        mean: Of their features.
+        probe: Recognises their styles.
+    """
+
+    mean: Float[Tensor, " width"]
+    probe: nn.Module
 
 
 def measure(config: QualityConfig) -> list[Figure]:
     """All figures, sampled from the bundle. Minutes on a CPU."""
     pictures = dataset.load()
-    held_out = {
-        "held-out subjects": _references(pictures, ("held_out_subject",), config),
-        "held-out pairs": _references(pictures, ("held_out_pair",), config),
-    }
-    training = _references(pictures, ("train",), config, num_pictures=1500)
-    probe = style_probe(training.verdict.style, training.styles, len(STYLES))
-    pipe = load_pipeline(config.bundle)
-    pipe.set_progress_bar_config(disable=True)
-    figures = [_text_alone(pipe, training, config)]
-    for name, file in ADAPTER_FILES.items():
-        with attach(pipe, load_adapter(config.bundle / "adapters" / file)) as images:
-            for split, references in held_out.items():
-                setting = f"{name} adapter, {split}"
-                figures.append(_image_alone(pipe, images, references, training, setting, config))
-                figures.append(_style_kept(pipe, images, references, training, (probe, setting), config))
-    return [*figures, *_judge_itself(held_out, probe)]
+    held_out = [_held_out(pictures, split, config) for split in SPLITS]
+    training, styles = training_pictures(pictures, seed=config.seed)
+    seen = judge(training)
+    standard = Standard(seen.subject.mean(dim=0), style_probe(seen.style, styles, len(STYLES)))
+    num_drawn = 1 + 2 * len(ADAPTER_FILES) * len(held_out)
+    drawn = tqdm(_of_drawn(pictures, held_out, standard, config), total=num_drawn, desc="questions", unit="question")
+    return [*drawn, *(_judge_itself(each, standard) for each in held_out)]
 
 
 def table(figures: Sequence[Figure]) -> str:
@@ -132,143 +129,60 @@ def as_json(figures: Sequence[Figure]) -> list[dict[str, Any]]:
     return [asdict(figure) for figure in figures]
 
 
-def _references(
-    pictures: dataset.EmojiPictures, splits: tuple[Any, ...], config: QualityConfig, num_pictures: int | None = None
-) -> References:
-    members = np.random.default_rng(config.seed).permutation(pictures.split(*splits))
-    members = members[: num_pictures or config.num_pictures]
-    images = to_tensor(pictures)[torch.from_numpy(members)]
-    subjects = [pictures.subject_of(index) for index in members]
-    styles = pictures.styles[members]
-    return References(
-        images=images,
-        styles=torch.from_numpy(styles),
-        verdict=judge(images),
-        labels=[subject.label for subject in subjects],
-        captions=[full_caption(subject, STYLES[style]) for subject, style in zip(subjects, styles, strict=True)],
-    )
+def _held_out(pictures: dataset.EmojiPictures, split: HeldOut, config: QualityConfig) -> HeldOutPictures:
+    random = np.random.default_rng(config.seed)
+    chosen = random.permutation(pictures.split(split))[: config.num_pictures]
+    references = described(pictures, {split: chosen}, random)
+    return HeldOutPictures(SPLITS[split], references, judge(pixels(references)))
 
 
-def _text_alone(pipe: Any, training: References, config: QualityConfig) -> Figure:
-    chosen = _distinct(training.labels)[: config.num_pictures]
-    prompts = [training.captions[index] for index in chosen]
-    seen = judge(_sample(pipe, prompts, config, "text alone")).subject
-    drawn = torch.stack([_drawings_of(training, training.labels[index]) for index in chosen])
-    hits = ten_way(*_centred(training, seen, drawn), seed=config.seed)
-    return Figure("text alone: subject found among ten", "training subjects", hits.mean().item(), len(hits), 0.1)
+def _of_drawn(
+    pictures: dataset.EmojiPictures, held_out: Sequence[HeldOutPictures], standard: Standard, config: QualityConfig
+) -> Iterator[Figure]:
+    yield _text_alone(pictures, standard, config)
+    for name in ADAPTER_FILES:
+        for each in held_out:
+            yield _image_alone(name, each, standard, config)
+            yield _style_kept(name, each, standard, config)
 
 
-def _image_alone(
-    pipe: Any, images: Any, references: References, training: References, setting: str, config: QualityConfig
-) -> Figure:
-    pictures = _sample(
-        pipe,
-        [""] * len(references.images),
-        config,
-        f"image alone: {setting}",
-        before=lambda part: images.set(rows=[[ImagePrompt(image)] for image in _as_pil(references.images[part])]),
-    )
-    hits = ten_way(
-        *_centred(training, judge(pictures).subject, references.verdict.subject),
-        seed=config.seed,
-    )
-    return Figure("image alone: reference found among ten", setting, hits.mean().item(), len(hits), 0.1)
+def _text_alone(pictures: dataset.EmojiPictures, standard: Standard, config: QualityConfig) -> Figure:
+    """Compared with a subject's drawings on average over their styles, so that the style alone gives nothing away."""
+    members = one_of_each_subject(pictures, pictures.split("train"), np.random.default_rng(config.seed))
+    numbers = members[: config.num_pictures].tolist()
+    subjects = [pictures.subject_of(number) for number in numbers]
+    styles = (STYLES[pictures.styles[number]] for number in numbers)
+    texts = [full_caption(subject, style) for subject, style in zip(subjects, styles, strict=True)]
+    pipe = base_pipeline(bundle=config.bundle).to(config.device)
+    seen = judge(sample(pipe, config, texts, [noise_seed(config.seed, number) for number in numbers])).subject
+    candidates = drawings(pictures, [subject.label for subject in subjects], judge)
+    hits = ten_way(seen - standard.mean, candidates - standard.mean, seed=config.seed)
+    return _share("text alone: subject found among ten", "training subjects", hits, 0.1)
 
 
-def _style_kept(
-    pipe: Any,
-    images: Any,
-    references: References,
-    training: References,
-    probe_and_setting: tuple[nn.Module, str],
-    config: QualityConfig,
-) -> Figure:
-    probe, setting = probe_and_setting
-    prompts = _other_labels(references, training, config.seed)
-    pictures = _sample(
-        pipe,
-        prompts,
-        config,
-        f"style kept: {setting}",
-        before=lambda part: images.set(
-            rows=[[ImagePrompt(image, weight=config.style_weight)] for image in _as_pil(references.images[part])]
-        ),
-    )
-    hits = (probe(judge(pictures).style).argmax(dim=1) == references.styles).float()
+def _image_alone(name: AdapterName, held_out: HeldOutPictures, standard: Standard, config: QualityConfig) -> Figure:
+    seen = _drawn(Setting(adapter=name), held_out, config).subject
+    hits = ten_way(seen - standard.mean, held_out.verdict.subject - standard.mean, seed=config.seed)
+    return _share("image alone: reference found among ten", f"{name} adapter, {held_out.title}", hits, 0.1)
+
+
+def _style_kept(name: AdapterName, held_out: HeldOutPictures, standard: Standard, config: QualityConfig) -> Figure:
+    setting = Setting(adapter=name, weight=config.style_weight, text="other")
+    hits = recognised(standard.probe, _drawn(setting, held_out, config), held_out.references)
     question = f"text names another subject (weight {config.style_weight}): style recognised"
-    return Figure(question, setting, hits.mean().item(), len(hits), 1 / len(STYLES))
+    return _share(question, f"{name} adapter, {held_out.title}", hits, 1 / len(STYLES))
 
 
-def _judge_itself(held_out: dict[str, References], probe: nn.Module) -> list[Figure]:
-    figures = []
-    for split, references in held_out.items():
-        hits = (probe(references.verdict.style).argmax(dim=1) == references.styles).float()
-        setting = f"real pictures, {split}"
-        figures.append(
-            Figure("the probe itself: style recognised", setting, hits.mean().item(), len(hits), 1 / len(STYLES))
-        )
-    return figures
+def _judge_itself(held_out: HeldOutPictures, standard: Standard) -> Figure:
+    hits = recognised(standard.probe, held_out.verdict, held_out.references)
+    return _share("the probe itself: style recognised", f"real pictures, {held_out.title}", hits, 1 / len(STYLES))
 
 
-def _sample(
-    pipe: Any,
-    prompts: Sequence[str],
-    config: QualityConfig,
-    title: str,
-    before: Callable[[slice], None] | None = None,
-) -> UInt8[Tensor, "pictures 3 height width"]:
-    parts = []
-    for part in tqdm(list(_slices(len(prompts), config.batch_size)), desc=title, unit="batch"):
-        if before is not None:
-            before(part)
-        seeds = (config.seed * 100_000 + row for row in range(part.start, part.stop))
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        sampled = pipe(
-            list(prompts[part]),
-            num_inference_steps=config.num_steps,
-            guidance_scale=config.guidance_scale,
-            generator=generators,
-            output_type="np",
-        ).images
-        parts.append(torch.from_numpy(np.round(sampled * 255).astype(np.uint8)).permute(0, 3, 1, 2))
-    return torch.cat(parts)
+def _drawn(setting: Setting, held_out: HeldOutPictures, config: QualityConfig) -> Verdict:
+    """What the judge sees in what a setting draws from held-out pictures."""
+    draw = drawer(base_pipeline(bundle=config.bundle).to(config.device), config, setting)
+    return judge(draw(held_out.references, [noise_seed(config.seed, one.number) for one in held_out.references]))
 
 
-def _slices(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
-
-
-def _as_pil(images: UInt8[Tensor, "pictures 3 height width"]) -> list[Image.Image]:
-    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-
-
-def _centred(
-    training: References, *features: Float[Tensor, "pictures width"]
-) -> tuple[Float[Tensor, "pictures width"], ...]:
-    mean = training.verdict.subject.mean(dim=0)
-    return tuple(part - mean for part in features)
-
-
-def _drawings_of(training: References, label: str) -> Float[Tensor, " width"]:
-    """What the judge sees in a subject on average over its styles, so that the style alone gives nothing away."""
-    return training.verdict.subject[torch.tensor([other == label for other in training.labels])].mean(dim=0)
-
-
-def _distinct(labels: Sequence[str]) -> list[int]:
-    """First position of every label."""
-    first: dict[str, int] = {}
-    for index, label in enumerate(labels):
-        first.setdefault(label, index)
-    return list(first.values())
-
-
-def _other_labels(references: References, training: References, seed: int) -> list[str]:
-    """For every reference the label of another subject of the training set, without a word about style."""
-    labels = [training.labels[index] for index in _distinct(training.labels)]
-    order = np.random.default_rng(seed).permutation(len(labels))
-    candidates = [labels[index] for index in order]
-    chosen = []
-    for row, label in enumerate(references.labels):
-        candidate = candidates[row % len(candidates)]
-        chosen.append(candidate if candidate != label else candidates[(row + 1) % len(candidates)])
-    return chosen
+def _share(question: str, setting: str, hits: Float[Tensor, " pictures"], chance: float) -> Figure:
+    return Figure(question, setting, hits.mean().item(), len(hits), chance)

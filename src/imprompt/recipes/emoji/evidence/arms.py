@@ -23,7 +23,8 @@ class Arm:
         title: In tables.
         open: Loads what it draws with, once, and returns what draws. Called in the process that draws; it is a function
             of a module (or a `functools.partial` of one), so that it travels between processes.
-        needs_training: Names of the trainings that must be finished first, as `training.trained_name` makes them.
+        needs_training: Folders of the trainings that must be finished first, as `training.trained_folder` names them:
+            by all that decides what they learn.
     """
 
     name: str

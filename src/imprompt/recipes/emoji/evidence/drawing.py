@@ -36,7 +36,6 @@ SEED_STRIDE = 100_003
 """More than there are pictures in the data set, so that no two noises are the same."""
 
 _ALWAYS = ("num_steps", "guidance_scale")
-_OF_TRAINING = ("training_steps", "training_batch_size", "training_minutes")
 _opened: dict[str, Drawer] = {}  # of this process
 
 
@@ -102,9 +101,9 @@ def picture_file(settings: EvidenceSettings, arm_name: str, seed: int) -> Path:
     return settings.work / PICTURES / f"{arm_name}-{seed}.safetensors"
 
 
-def noise_seed(sampling_seed: int, reference: Reference) -> int:
-    """What the noise of a picture is drawn with: the same for a reference in every arm."""
-    return sampling_seed * SEED_STRIDE + reference.number
+def noise_seed(sampling_seed: int, number: int) -> int:
+    """What the noise of a picture is drawn with: the same for a reference, by its number, in every arm."""
+    return sampling_seed * SEED_STRIDE + number
 
 
 def _draw(settings: EvidenceSettings, references: Sequence[Reference], job: DrawingJob) -> int:
@@ -115,7 +114,7 @@ def _draw(settings: EvidenceSettings, references: Sequence[Reference], job: Draw
     """
     height, width, _ = references[0].pixels.shape
     expected = [len(references), 3, height, width]
-    pictures = _drawer(settings, job.arm)(references, [noise_seed(job.seed, one) for one in references])
+    pictures = _drawer(settings, job.arm)(references, [noise_seed(job.seed, one.number) for one in references])
     if list(pictures.shape) != expected:
         raise ImpromptError(
             f"the arm '{job.arm.name}' drew pictures of shape {list(pictures.shape)}; expected {expected}, one for "
@@ -165,12 +164,13 @@ def _read(path: Path) -> tuple[UInt8[Tensor, "references 3 height width"], dict[
 
 def _decided_by(settings: EvidenceSettings, arm: Arm, references: Sequence[Reference]) -> dict[str, Any]:
     """Everything that decides the pictures of an arm beside its name and the noise."""
-    names = (*_ALWAYS, *(_OF_TRAINING if arm.needs_training else ()))
+    trained = {"trainings": list(arm.needs_training), "training_minutes": settings.training_minutes}
     return {
         "model": _weights_of(settings.bundle),
         "number format": str(autocast_format(settings.autocast, torch.device(settings.device))),
         "references": [[reference.number, reference.other] for reference in references],
-        **{name: getattr(settings, name) for name in names},
+        **{name: getattr(settings, name) for name in _ALWAYS},
+        **(trained if arm.needs_training else {}),
     }
 
 

@@ -106,7 +106,7 @@ def mark_of(adapter: str, base: str) -> str:
 
 def shown(judged: JudgedArm, references: Sequence[Reference], drawn: Drawn, seed: int) -> Pictures:
     """The pictures as they are judged."""
-    pictures = _pixels(references) if judged.drawn is None else drawn(judged.drawn, seed)
+    pictures = pixels(references) if judged.drawn is None else drawn(judged.drawn, seed)
     return judged.look(pictures) if judged.look is not None and judged.laid else pictures
 
 
@@ -159,7 +159,7 @@ def measure(
         series={**series, **pooled},
         splits={reference.number: reference.split for reference in references},
         titles={**{arm.name: arm.title for arm in arms}, **titles},
-        chance={**CHANCE, "style": standard.styles.bincount().max().item() / len(references)},
+        chance={**CHANCE, "style": styles_of(references).bincount().max().item() / len(references)},
     )
 
 
@@ -228,31 +228,33 @@ class Standard:
         cls, references: Sequence[Reference], pictures: EmojiPictures, sees: Sees, *, num_training: int = NUM_TRAINING
     ) -> "Standard":
         """Look at what is real."""
-        members = np.random.default_rng(0).permutation(pictures.split("train"))[:num_training]
-        training, own = to_tensor(pictures)[torch.from_numpy(members)], _pixels(references)
+        training, styles = training_pictures(pictures, num_training)
+        own = pixels(references)
         plain = Scale.of(own, training, sees, None)
-        styles = torch.from_numpy(pictures.styles[members])
         return cls(
             references=references,
             sees=sees,
             plain=plain,
             looks={look.name: Scale.of(own, training[:NUM_IN_LOOK], sees, look) for look in CUSTOM_LOOKS.values()},
-            named=_drawings(pictures, [reference.other for reference in references], sees) - plain.mean,
+            named=drawings(pictures, [reference.other for reference in references], sees) - plain.mean,
             probe=style_probe(sees(training).style, styles, len(STYLES)),
-            structure=_pixels(structure_of(references)),
+            structure=pixels(structure_of(references)),
         )
 
     def scale(self, look: Look | None) -> Scale:
         """Comparison in a look."""
         return self.plain if look is None else self.looks[look.name]
 
-    @property
-    def styles(self) -> Int[Tensor, " references"]:
-        """Of the references."""
-        return torch.tensor([reference.style for reference in self.references])
+
+def training_pictures(
+    pictures: EmojiPictures, number: int = NUM_TRAINING, seed: int = 0
+) -> tuple[Pictures, Int[Tensor, " pictures"]]:
+    """Some of the training split, and their styles."""
+    members = np.random.default_rng(seed).permutation(pictures.split("train"))[:number]
+    return to_tensor(pictures)[torch.from_numpy(members)], torch.from_numpy(pictures.styles[members])
 
 
-def _drawings(pictures: EmojiPictures, labels: Sequence[str], sees: Sees) -> Float[Tensor, "labels width"]:
+def drawings(pictures: EmojiPictures, labels: Sequence[str], sees: Sees) -> Float[Tensor, "labels width"]:
     """What the judge sees in the training drawings of subjects, on average over styles, which thus tell nothing."""
     members: dict[str, list[int]] = {label: [] for label in sorted(set(labels))}
     for index in pictures.split("train").tolist():
@@ -285,6 +287,16 @@ def _values(
     return values
 
 
+def styles_of(references: Sequence[Reference]) -> Int[Tensor, " references"]:
+    """Numbers of their styles."""
+    return torch.tensor([reference.style for reference in references])
+
+
+def recognised(probe: nn.Module, verdict: Verdict, references: Sequence[Reference]) -> Float[Tensor, " references"]:
+    """Whether the probe finds each reference's style in what was drawn from it: 0 or 1."""
+    return (probe(verdict.style).argmax(dim=1) == styles_of(references)).float()
+
+
 def _of_each(
     arm: JudgedArm, standard: Standard, pictures: Pictures, verdict: Verdict, seed: int
 ) -> dict[str, Float[Tensor, " pictures"]]:
@@ -294,7 +306,7 @@ def _of_each(
     return {
         "identified": ten_way(features, scale.references, seed=seed),
         "likeness": likenesses(features, scale.references),
-        "style": (standard.probe(verdict.style).argmax(dim=1) == standard.styles).float(),
+        "style": recognised(standard.probe, verdict, standard.references),
         "named": ten_way(verdict.subject - standard.plain.mean, standard.named, seed=seed),
         "edges": edge_correlations(pictures, edge_maps(standard.structure)),
         "colours": colour_errors(pictures, standard.structure),
@@ -315,5 +327,6 @@ def _pooled(
     return pooled
 
 
-def _pixels(references: Sequence[Reference]) -> Pictures:
+def pixels(references: Sequence[Reference]) -> Pictures:
+    """Pictures of references, channels first."""
     return torch.from_numpy(np.stack([reference.pixels for reference in references])).permute(0, 3, 1, 2).contiguous()

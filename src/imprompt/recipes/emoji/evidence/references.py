@@ -1,6 +1,8 @@
 """What is drawn from: held-out pictures, and for each the name of another subject."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Literal
 
 import numpy as np
@@ -54,10 +56,23 @@ def references(pictures: EmojiPictures, *, limit: int | None = None, seed: int =
         seed: Decides which picture of a subject, and which other name.
     """
     random = np.random.default_rng(seed)
-    chosen = [_one_of_each_subject(pictures, pictures.split(split), random) for split in SPLITS]
-    most = len(chosen[0]) if limit is None else limit
+    chosen = {split: one_of_each_subject(pictures, pictures.split(split), random) for split in SPLITS}
+    most = len(chosen["held_out_subject"]) if limit is None else limit
+    return described(pictures, {split: members[:most] for split, members in chosen.items()}, random)
+
+
+def described(
+    pictures: EmojiPictures, chosen: Mapping[HeldOut, np.ndarray], random: np.random.Generator
+) -> list[Reference]:
+    """References, each with the name of another subject; no name comes twice before all have come.
+
+    Args:
+        pictures: All of them.
+        chosen: Numbers of those that are references, by split.
+        random: Decides which other name.
+    """
     labels = sorted({pictures.subject_of(index).label for index in pictures.split("train").tolist()})
-    others = iter(random.permutation(labels).tolist() * 2)
+    others = cycle(random.permutation(labels).tolist())
     return [
         Reference(
             number=index,
@@ -67,13 +82,13 @@ def references(pictures: EmojiPictures, *, limit: int | None = None, seed: int =
             style=int(pictures.styles[index]),
             other=next(label for label in others if label != pictures.subject_of(index).label),
         )
-        for split, members in zip(SPLITS, chosen, strict=True)
-        for index in members[:most].tolist()
+        for split, members in chosen.items()
+        for index in members.tolist()
     ]
 
 
-def _one_of_each_subject(pictures: EmojiPictures, members: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """In random order, so that any first part of them is a fair one."""
+def one_of_each_subject(pictures: EmojiPictures, members: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A picture of every subject among those numbered, in random order, so that any first part is a fair one."""
     members = random.permutation(members)
     _, first = np.unique(pictures.subject_indices[members], return_index=True)
     return members[np.sort(first)]

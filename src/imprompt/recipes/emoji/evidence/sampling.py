@@ -8,7 +8,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
+from imprompt.recipes.emoji.evidence.settings import DrawingSettings
 from imprompt.training.loop.optimizers import autocast_format
 
 Before: TypeAlias = Callable[[slice], dict[str, Any]]
@@ -22,7 +22,7 @@ def no_options(part: slice) -> dict[str, Any]:
 
 @torch.no_grad()
 def sample(
-    pipe: Any, settings: EvidenceSettings, texts: Sequence[str], seeds: Sequence[int], before: Before = no_options
+    pipe: Any, settings: DrawingSettings, texts: Sequence[str], seeds: Sequence[int], before: Before = no_options
 ) -> UInt8[Tensor, "pictures 3 height width"]:
     """Draw one picture for each text, `settings.batch_size` at a time; how many go together changes nothing else.
 

@@ -22,18 +22,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from imprompt.adapter.checkpoint import load_adapter
-from imprompt.emoji.bundle import ADAPTER_FILES, AdapterName
+from imprompt.emoji.bundle import ADAPTER_FILES, AdapterName, bundle_folder
 from imprompt.emoji.conditions import as_control, colour_cells, edge_maps
 from imprompt.emoji.styles import STYLES
 from imprompt.generation.attach import attach
-from imprompt.generation.pipelines import load_pipeline
 from imprompt.prompts.image_prompt import ImagePrompt
 from imprompt.recipes.emoji import custom
+from imprompt.recipes.emoji.base import base_pipeline
 from imprompt.recipes.emoji.captions import STYLED
 from imprompt.recipes.emoji.evidence.arms import Arm, Drawer
 from imprompt.recipes.emoji.evidence.references import Reference
 from imprompt.recipes.emoji.evidence.sampling import sample
-from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
+from imprompt.recipes.emoji.evidence.settings import DrawingSettings, EvidenceSettings
 from imprompt.recipes.emoji.stages import changed
 
 Text = Literal["nothing", "caption", "other"]
@@ -106,7 +106,17 @@ def _arm(name: str, title: str, setting: Setting) -> Arm:
 
 def open_setting(settings: EvidenceSettings, setting: Setting) -> Drawer:
     """Load what a setting draws with; see `Arm.open`."""
-    pipe = _pipeline(settings, setting)
+    return drawer(_pipeline(settings, setting), settings, setting)
+
+
+def drawer(pipe: Any, settings: DrawingSettings, setting: Setting) -> Drawer:
+    """What draws with a pipeline, to which the setting's adapter stays attached.
+
+    Args:
+        pipe: Of the setting's base and structure.
+        settings: How pictures are drawn.
+        setting: What with.
+    """
     images = None if setting.adapter is None else _attached(pipe, settings, setting.adapter)
 
     def draw(references: Sequence[Reference], seeds: Sequence[int]) -> UInt8[Tensor, "references 3 height width"]:
@@ -143,14 +153,14 @@ def _control(structure: Structure, references: Sequence[Reference]) -> Float[Ten
     return as_control(edge_maps(pixels) if structure == "controlnet" else colour_cells(pixels))
 
 
-def _attached(pipe: Any, settings: EvidenceSettings, name: AdapterName) -> Any:
+def _attached(pipe: Any, settings: DrawingSettings, name: AdapterName) -> Any:
     """Attached for as long as the pipeline lives; the encoder is named, as not every pipeline has a place for one."""
     adapter = load_adapter(settings.bundle / "adapters" / ADAPTER_FILES[name])
     return attach(pipe, adapter, image_encoder=settings.bundle / "image_encoder")
 
 
 def _pipeline(settings: EvidenceSettings, setting: Setting) -> Any:
-    pipe = load_pipeline(settings.bundle, dtype=torch.float32, device=settings.device)
+    pipe = base_pipeline(bundle=settings.bundle).to(settings.device)
     if setting.base == "finetuned":
         unet = UNet2DConditionModel.from_pretrained(finetuned_folder(settings), torch_dtype=torch.float32)
         pipe.unet = unet.to(settings.device)  # pyright: ignore[reportArgumentType]  (torch's own `to`)
@@ -158,7 +168,7 @@ def _pipeline(settings: EvidenceSettings, setting: Setting) -> Any:
         pipe.load_lora_weights(settings.bundle / "lora")
     if setting.structure is not None:
         pipe = _STRUCTURES[setting.structure](pipe, settings)
-    pipe.set_progress_bar_config(disable=True)
+        pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
@@ -187,7 +197,7 @@ def finetuned_folder(settings: EvidenceSettings) -> Path:
 def prepare(settings: EvidenceSettings) -> None:
     """Train the base on blueprints where the run has none yet: the stage `finetune`, in a short run some steps of it.
 
-    A run of that stage on this base is gone on with, or taken as it is where it is finished.
+    A run of that stage on the packaged base is gone on with, or taken as it is where it is finished.
 
     Raises:
         KeyboardInterrupt: Training was stopped; the next call goes on with it.
@@ -206,10 +216,13 @@ def prepare(settings: EvidenceSettings) -> None:
 
 
 def _finetuning(settings: EvidenceSettings) -> custom.CustomConfig:
-    config = custom.default_config("finetune")
-    config = replace(config, loop=changed(config.loop, {"device": settings.device}))
-    if settings.training_steps >= config.loop.num_steps:
-        return replace(config, preview_every=0)
-    changes = {"num_steps": settings.training_steps, "output": settings.work / "finetuning"}
-    num_pictures = min(config.num_pictures, settings.training_steps * config.loop.batch_size)
-    return replace(config, preview_every=0, num_pictures=num_pictures, loop=changed(config.loop, changes))
+    config = replace(custom.default_config("finetune"), bundle=settings.bundle, preview_every=0)
+    num_steps = min(settings.training_steps, config.loop.num_steps)
+    changes: dict[str, Any] = {"device": settings.device, "num_steps": num_steps}
+    is_stage = num_steps == config.loop.num_steps and settings.bundle == bundle_folder()
+    changes |= {} if is_stage else {"output": settings.work / "finetuning"}
+    return replace(
+        config,
+        num_pictures=min(config.num_pictures, settings.training_steps * config.loop.batch_size),
+        loop=changed(config.loop, changes),
+    )

@@ -3,6 +3,8 @@
 The ways share samples, views, noise, timesteps, captions and what is dropped: a batch depends on seed and step alone.
 """
 
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -21,10 +23,9 @@ from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 from imprompt.core.errors import ImpromptError
 from imprompt.core.files import atomic_write
 from imprompt.encoders.vision import VisionEncoder
-from imprompt.generation.pipelines import load_pipeline
 from imprompt.recipes.emoji import dataset
 from imprompt.recipes.emoji.augment import normalise
-from imprompt.recipes.emoji.base import load_base
+from imprompt.recipes.emoji.base import base_pipeline, load_base
 from imprompt.recipes.emoji.custom import some_of
 from imprompt.recipes.emoji.evidence.ablations import ABLATIONS, Kind, prepare
 from imprompt.recipes.emoji.evidence.arms import Arm, Drawer
@@ -136,8 +137,8 @@ def trained_name(kind: str, seed: int) -> str:
 
 
 def trained_folder(settings: EvidenceSettings, kind: str, seed: int) -> Path:
-    """Folder of one run."""
-    return settings.work / "ablations" / trained_name(kind, seed)
+    """Folder of one run, named by what decides what it learns: with other settings another run begins."""
+    return settings.work / "ablations" / f"{trained_name(kind, seed)}-{_fingerprint(settings, kind)}"
 
 
 def train_ablations(settings: EvidenceSettings) -> None:
@@ -158,7 +159,7 @@ def train_ablation(settings: EvidenceSettings, kind: str, seed: int) -> Path:
 
     Raises:
         KeyboardInterrupt: Training was stopped; the next call goes on with it.
-        ImpromptError: The folder holds another run, or a longer one.
+        ImpromptError: The folder holds another run.
     """
     folder = trained_folder(settings, kind, seed)
     if is_trained(settings, kind, seed):
@@ -166,15 +167,16 @@ def train_ablation(settings: EvidenceSettings, kind: str, seed: int) -> Path:
     task = AblationTask(load_base(settings.bundle), *load_examples(settings), ablation_config(settings, kind, seed))
     begun = time.monotonic()
     num_steps = train_stage(task, task.config)
-    _check_length(settings, folder, num_steps, time.monotonic() - begun)
+    if num_steps < settings.training_steps and not _is_time_up(settings, time.monotonic() - begun):
+        raise KeyboardInterrupt  # the loop ends well when it is told to stop
     write_cost(folder, measure_cost(task, task.config, num_steps))
     return folder
 
 
 def is_trained(settings: EvidenceSettings, kind: str, seed: int) -> bool:
-    """Whether a run of this length, or of this time, is finished."""
+    """Whether a run has taken all its steps, or all its time."""
     cost, allowed = read_cost(trained_folder(settings, kind, seed)), settings.training_minutes
-    if cost is None or cost.batch_size != settings.training_batch_size:
+    if cost is None:
         return False
     took_all_time = allowed is not None and cost.minutes is not None and cost.minutes >= allowed
     return took_all_time or cost.num_steps == settings.training_steps
@@ -197,9 +199,9 @@ def cost_of(settings: EvidenceSettings, kind: str, seed: int) -> Cost:
 
 def ablation_config(settings: EvidenceSettings, kind: str, seed: int) -> AblationConfig:
     """The same for every kind but for the learning rate."""
-    ablation, num_steps = ABLATIONS[kind], settings.training_steps
+    num_steps = settings.training_steps
     return AblationConfig(
-        kind=ablation.kind,
+        kind=ABLATIONS[kind].kind,
         loop=stage_loop(
             trained_name(kind, seed),
             output=trained_folder(settings, kind, seed),
@@ -213,14 +215,34 @@ def ablation_config(settings: EvidenceSettings, kind: str, seed: int) -> Ablatio
             minutes=settings.training_minutes,
             trackers=(),
         ),
-        optimizer=OptimizerConfig(
-            learning_rate=ablation.learning_rate,
-            betas=(0.9, 0.99),
-            warmup_steps=min(50, num_steps // 10),
-            schedule="cosine",
-            ema_decay=0.98,
-        ),
+        optimizer=_optimizer(settings, kind),
     )
+
+
+def _optimizer(settings: EvidenceSettings, kind: str) -> OptimizerConfig:
+    return OptimizerConfig(
+        learning_rate=ABLATIONS[kind].learning_rate,
+        betas=(0.9, 0.99),
+        warmup_steps=min(50, settings.training_steps // 10),
+        schedule="cosine",
+        ema_decay=0.98,
+    )
+
+
+def _fingerprint(settings: EvidenceSettings, kind: str) -> str:
+    """First digits of the hash of what decides, beside kind, seed and base, what a run learns.
+
+    Its time is not in it: a run that is given more of it goes on.
+    """
+    decides = {
+        "optimizer": _optimizer(settings, kind).model_dump(mode="json"),
+        "dropout": DropoutConfig().model_dump(mode="json"),
+        "styled captions": STYLED_CAPTIONS,
+        "references": settings.num_references,
+        "steps": settings.training_steps,
+        "batch size": settings.training_batch_size,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def load_examples(settings: EvidenceSettings) -> tuple[DiffusionExamples, Float[Tensor, "views members width"]]:
@@ -258,7 +280,7 @@ def ablation_arms(settings: EvidenceSettings) -> list[Arm]:
             name=trained_name(kind, seed),
             title=f"{ablation.title}, training {seed}",
             open=partial(open_ablation, kind=kind, seed=seed),
-            needs_training=(trained_name(kind, seed),),
+            needs_training=(trained_folder(settings, kind, seed).name,),
         )
         for kind, ablation in ABLATIONS.items()
         for seed in settings.training_seeds
@@ -272,8 +294,7 @@ def open_ablation(settings: EvidenceSettings, kind: str, seed: int) -> Drawer:
         ImpromptError: The run is not finished.
     """
     cost_of(settings, kind, seed)
-    pipe = load_pipeline(settings.bundle, dtype=torch.float32, device=settings.device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = base_pipeline(bundle=settings.bundle).to(settings.device)
     way = prepare(ABLATIONS[kind].kind, pipe.unet, pipe)
     weights = load_averaged_weights(trained_folder(settings, kind, seed))
     assert weights is not None
@@ -297,16 +318,8 @@ def _train(settings: EvidenceSettings, job: tuple[str, int]) -> str:
     return train_ablation(settings, *job).name
 
 
-def _check_length(settings: EvidenceSettings, folder: Path, num_steps: int, seconds: float) -> None:
-    """Refuse a run that was stopped, and one that went on for longer than it shall."""
-    if num_steps > settings.training_steps:
-        raise ImpromptError(
-            f"the run in '{folder}' has taken {num_steps} steps, and {settings.training_steps} are asked for; give "
-            "another work folder, or remove that one"
-        )
-    minutes = settings.training_minutes
-    if num_steps < settings.training_steps and (minutes is None or seconds < 60 * minutes):
-        raise KeyboardInterrupt  # the loop ends well when it is told to stop
+def _is_time_up(settings: EvidenceSettings, seconds: float) -> bool:
+    return settings.training_minutes is not None and seconds >= 60 * settings.training_minutes
 
 
 def _see(
