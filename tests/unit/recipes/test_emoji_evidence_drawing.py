@@ -17,7 +17,7 @@ from imprompt.cli.emoji import app
 from imprompt.core.errors import ImpromptError
 from imprompt.emoji.styles import STYLES
 from imprompt.recipes.emoji import custom
-from imprompt.recipes.emoji.evidence import run, shipped
+from imprompt.recipes.emoji.evidence import cost, origin, run, shipped
 from imprompt.recipes.emoji.evidence.arms import Arm
 from imprompt.recipes.emoji.evidence.drawing import draw_all, picture_file, pictures_of
 from imprompt.recipes.emoji.evidence.processes import in_processes
@@ -25,6 +25,7 @@ from imprompt.recipes.emoji.evidence.references import Reference
 from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
 from tests.evidence_stub import num_threads, open_stub, sleep_and_tell
 
+DEVICES = ("cpu", "cuda")
 WORDS = [style.word for style in STYLES]
 
 
@@ -121,7 +122,7 @@ def test_a_damaged_file_is_drawn_again(settings, stub, diary, damage, caplog):
         ({"guidance_scale": 4.0, "num_steps": 3}, REFERENCES, (), "guidance_scale, num_steps"),
         ({}, REFERENCES[:3], (), "references"),
         ({}, [*REFERENCES[:4], replace(REFERENCES[4], other="pizza")], (), "references"),
-        ({"training_steps": 7}, REFERENCES, ("decoupled-0",), "training_steps"),
+        ({"training_minutes": 7.0}, REFERENCES, ("decoupled-0",), "training_minutes"),
     ],
 )
 def test_pictures_that_something_else_decided_are_drawn_anew(
@@ -134,6 +135,14 @@ def test_pictures_that_something_else_decided_are_drawn_anew(
     assert drawn(diary) == [0, 100_003]
     assert f"stub-0.safetensors was drawn with other {told} and is drawn anew" in caplog.text
     assert len(pictures_of(settings, "stub", 1)) == len(references)
+
+
+def test_pictures_of_another_training_are_drawn_anew(settings, stub, diary, caplog):
+    draw(settings, [replace(stub(), needs_training=("decoupled-0-aa",))])
+    drawn(diary)
+    draw(settings, [replace(stub(), needs_training=("decoupled-0-bb",))])
+    assert drawn(diary) == [0, 100_003]
+    assert "stub-0.safetensors was drawn with other trainings and is drawn anew" in caplog.text
 
 
 def test_what_decides_nothing_draws_nothing(settings, stub, diary, caplog):
@@ -331,6 +340,43 @@ def test_a_short_run_leaves_the_published_stage_alone(settings, finetuning):
     (config,), _ = finetuning
     assert (config.loop.num_steps, config.num_pictures) == (3, 48)
     assert config.loop.output.is_relative_to(settings.work)
+
+
+def test_another_base_is_finetuned_in_the_runs_own_folder(settings, finetuning, tmp_path):
+    shipped.prepare(replace(settings, bundle=tmp_path / "base"))
+    (config,), _ = finetuning
+    assert config.bundle == tmp_path / "base"
+    assert config.loop.num_steps == custom.default_config("finetune").loop.num_steps
+    assert config.loop.output == settings.work / "finetuning"
+
+
+def test_an_accelerator_is_used_by_one_process(settings):
+    settings = replace(settings, num_processes=4)
+    assert run.on_device(settings) == settings
+    assert run.on_device(replace(settings, device="meta")) == replace(settings, device="meta", num_processes=1)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "xpu", "gpu"])
+def test_a_device_that_is_not_there_is_told_before_anything_is_done(settings, device):
+    with pytest.raises(ImpromptError, match=f"device '{device}'.*; give "):
+        run.run(replace(settings, device=device))
+    assert not settings.work.exists()
+
+
+def test_an_accelerators_time_is_taken_when_its_work_is_done(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", done.append)
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: float(len(done)))
+    assert cost._seconds(torch.device("cuda")) == 1.0
+    assert cost._seconds(torch.device("cpu")) > 0
+    assert done == [torch.device("cuda")]
+
+
+def test_the_page_names_the_device(settings, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a fast one")
+    told = {device: origin.origin(replace(settings, device=device, autocast="no"))["machine"] for device in DEVICES}
+    assert told["cuda"].endswith("; drawn and trained on a fast one")
+    assert told["cuda"].startswith(told["cpu"])
 
 
 @pytest.fixture

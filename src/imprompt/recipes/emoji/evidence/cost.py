@@ -35,7 +35,7 @@ class Cost:
         num_pictures: Seen in all.
         num_parameters: Trained.
         num_stored_bytes: Of these in half precision.
-        seconds_per_step: Of a processor's arithmetic, the median of some steps.
+        seconds_per_step: Of arithmetic, the median of some steps: a processor's own, or an accelerator's by the clock.
         seconds: The same for all steps.
         operations_per_step: Floating-point operations of a step's matrix products and convolutions.
         minutes: Time after which it would have stopped; None is none.
@@ -93,7 +93,7 @@ def read_cost(folder: Path) -> Cost | None:
 
 
 def _measure_steps(task: Task, config: StageConfig) -> tuple[float, int]:
-    """Processor seconds of a step's arithmetic, and its floating-point operations."""
+    """Seconds of a step's arithmetic, and its floating-point operations."""
     loop = config.loop
     device = resolve_device(loop.device)
     _, samples = task.order.at(0)
@@ -101,7 +101,7 @@ def _measure_steps(task: Task, config: StageConfig) -> tuple[float, int]:
     batch = map_tensors(task.batch(draw), lambda value: value.to(device))
     form = autocast_format(loop.autocast, device)
     autocast = partial(torch.autocast, device.type, form, enabled=form is not None)
-    take_step = partial(_take_step, task, build_optimizer(task.model, config.optimizer), batch, autocast)
+    take_step = partial(_take_step, task, build_optimizer(task.model, config.optimizer), batch, autocast, device)
     with plain_attention(device):
         with FlopCounterMode(display=False) as counter:
             take_step()
@@ -110,17 +110,29 @@ def _measure_steps(task: Task, config: StageConfig) -> tuple[float, int]:
 
 
 def _take_step(
-    task: Task, optimizer: torch.optim.Optimizer, batch: Any, autocast: Callable[[], AbstractContextManager[Any]]
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    batch: Any,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    device: torch.device,
 ) -> float:
     """One step as the trainer takes it.
 
     Returns:
-        Its processor seconds.
+        Its seconds.
     """
-    begun = time.process_time()
+    begun = _seconds(device)
     with autocast():
         loss, _ = task.loss(batch)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return time.process_time() - begun
+    return _seconds(device) - begun
+
+
+def _seconds(device: torch.device) -> float:
+    """A processor's own time, which others do not stretch; by the clock, where an accelerator has no work left."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize(device)
+    return time.perf_counter()

@@ -28,8 +28,8 @@ class CostRow:
         share: Of the parameters of the base's denoiser.
         num_steps: Of the training.
         num_pictures: Seen.
-        minutes: Of a processor.
-        seconds_per_step: Of a processor.
+        minutes: Of arithmetic.
+        seconds_per_step: Of arithmetic.
         operations_per_step: Floating-point operations.
         num_bytes: Of what is to be kept, in half precision.
     """

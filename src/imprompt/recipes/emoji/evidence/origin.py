@@ -22,11 +22,12 @@ def origin(settings: EvidenceSettings) -> dict[str, str]:
     Args:
         settings: Of the run.
     """
-    number_format = autocast_format(settings.autocast, torch.device(settings.device))
+    device = torch.device(settings.device)
+    number_format = autocast_format(settings.autocast, device)
     return {
         "commit": commit(Path(__file__)),
         "base": f"`unet` with SHA-256 {_hash_of(settings.bundle / 'unet')}",
-        "machine": f"{_processor()}, {os.cpu_count()} processors",
+        "machine": f"{_processor()}, {os.cpu_count()} processors{_accelerator(device)}",
         "arithmetic": "float32" if number_format is None else str(number_format).removeprefix("torch."),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
@@ -60,6 +61,13 @@ def _processor() -> str:
     lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _accelerator(device: torch.device) -> str:
+    """The device that drew and trained, where it is no processor."""
+    if device.type == "cpu":
+        return ""
+    return f"; drawn and trained on {torch.cuda.get_device_name(device) if device.type == 'cuda' else device}"
 
 
 def _version(package: str) -> str:
