@@ -56,7 +56,9 @@ def references(pictures: EmojiPictures, *, limit: int | None = None, seed: int =
         seed: Decides which picture of a subject, and which other name.
     """
     random = np.random.default_rng(seed)
-    chosen = {split: one_of_each_subject(pictures, pictures.split(split), random) for split in SPLITS}
+    chosen: dict[HeldOut, np.ndarray] = {
+        split: one_of_each_subject(pictures, pictures.split(split), random) for split in SPLITS
+    }
     most = len(chosen["held_out_subject"]) if limit is None else limit
     return described(pictures, {split: members[:most] for split, members in chosen.items()}, random)
 
