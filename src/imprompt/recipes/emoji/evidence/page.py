@@ -85,9 +85,15 @@ def _introduction(findings: Findings) -> str:
         f"{len(settings.sampling_seeds)} noises, {num_pictures:,} pictures; references and noises are the same for "
         "every way, and no part of the model was trained on the references. They are judged by MobileNetV2 with "
         "ImageNet weights, which had no part in any training. Verdicts follow from the intervals by rules in "
-        "`evidence/verdicts.py`; this page is written by the program, as a whole: `make evidence`.\n\n"
+        "`recipes/emoji/evidence/verdicts.py`; this page is written by the program, as a whole: `make evidence`.\n\n"
         "The model draws emoji of 64 x 64 pixels. The verdicts are about this model; of models of other sizes they say "
-        "nothing."
+        "nothing. What is compared in training was trained for "
+        f"{settings.training_steps:,} steps of {settings.training_batch_size} pictures, the paper's adapter for a "
+        "million of 64; of what ships, each part was trained once. The judge is another network than the teacher of "
+        "the model's image encoder, EfficientNet-Lite0, but both learnt ImageNet's classes.\n\n"
+        "A claim holds by the bar that stands with it, and the bars differ: a fine-tuned base or a LoRA must leave "
+        "nearly all of what the image prompt gives, with ControlNet or T2I-Adapter the picture must follow both "
+        "better than either alone does."
     )
 
 

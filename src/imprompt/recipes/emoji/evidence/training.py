@@ -36,6 +36,7 @@ from imprompt.recipes.emoji.evidence.sampling import sample
 from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
 from imprompt.recipes.emoji.examples import CaptionedBatch, DiffusionExamples
 from imprompt.recipes.emoji.latents import NUM_VIEWS, view
+from imprompt.recipes.emoji.recipe import recipe
 from imprompt.recipes.emoji.stage import stage_loop, train_stage
 from imprompt.recipes.emoji.unet import Denoiser
 from imprompt.training.config import DropoutConfig, LoopConfig, OptimizerConfig
@@ -63,14 +64,14 @@ class AblationConfig:
         loop: Length and seed, and what the run leaves.
         optimizer: Pace.
         preview_every: Steps between previews, of which there are none.
-        dropout: How often the image, the text and both are dropped.
+        dropout: How often the image, the text and both are dropped; as often as for the adapters that ship.
     """
 
     kind: Kind
     loop: LoopConfig
     optimizer: OptimizerConfig
     preview_every: int = 0
-    dropout: DropoutConfig = DropoutConfig()
+    dropout: DropoutConfig = recipe("global").dropout
 
 
 @dataclass(frozen=True)
