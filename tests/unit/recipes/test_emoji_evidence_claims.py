@@ -320,7 +320,9 @@ def test_each_training_is_told(found):
 
 
 @pytest.fixture
-def judged_by_colours(monkeypatch, pictures, drawn):
+def judged_by_colours(monkeypatch, settings, pictures, drawn):
+    told = origin.origin(settings)  # once: somebody may commit meanwhile
+    monkeypatch.setattr(document, "origin", lambda _: told)
     monkeypatch.setattr(document.dataset, "load", lambda: pictures)
     monkeypatch.setattr(document, "pictures_of", lambda settings, arm, seed: drawn(arm, seed))
     monkeypatch.setattr(document, "judge", see)
