@@ -1,8 +1,6 @@
 """What the judge of quality sees in pictures of the embedded model: subject and style, apart."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -11,11 +9,9 @@ from torch.nn import functional
 
 from imprompt.evaluation.mobilenet import feature_maps
 
-_PENALTY = 1e-3
-"""Of the style probe's squared weights."""
-
-_FLAT = 1e-9
-"""Slope at which the fit of the probe ends; steps near the end square it, so this is as good as none."""
+_PENALTY = 0.3
+"""Of the style probe's squared weights, as a share of what features are worth; of five tried, it recognised most styles
+of training pictures that the probe had not been fitted on."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class StyleProbe(nn.Module):
 def style_probe(
     features: Float[Tensor, "pictures width"], styles: Int[Tensor, " pictures"], num_styles: int
 ) -> StyleProbe:
-    """Fit a classifier of styles, with a small penalty on weights, to its one minimum, which no order of rows changes.
+    """Fit a classifier of styles by ridge regression on their indicators: one solution, whatever the order of rows.
 
     Args:
         features: Of pictures.
@@ -75,63 +71,13 @@ def style_probe(
     """
     probe = StyleProbe(features.shape[1], num_styles).requires_grad_(False)
     probe.standardise(features.double())  # one look at all of them, for their means and deviations
-    probe.eval()
-    with_one = functional.pad(probe.standardise(features.double()), (0, 1), value=1.0)  # whose weights are the biases
-    penalties = functional.pad(with_one.new_full((features.shape[1], 1), _PENALTY), (0, 0, 0, 1))
-    weights = _fitted(with_one, functional.one_hot(styles, num_styles).double(), penalties)
-    probe.linear.weight.copy_(weights[:-1].T)
-    probe.linear.bias.copy_(weights[-1])
+    inputs = probe.eval().standardise(features.double())
+    wanted = functional.one_hot(styles, num_styles).double()
+    products = inputs @ inputs.T / inputs.shape[1]
+    shares = torch.linalg.solve(products + _PENALTY * torch.eye(len(products)).double(), wanted - wanted.mean(dim=0))
+    probe.linear.weight.copy_(shares.T @ inputs / inputs.shape[1])
+    probe.linear.bias.copy_(wanted.mean(dim=0))
     return probe
-
-
-def _fitted(
-    inputs: Float[Tensor, "pictures width"],
-    wanted: Float[Tensor, "pictures styles"],
-    penalties: Float[Tensor, "width 1"],
-) -> Float[Tensor, "width styles"]:
-    """Weights at which mean cross-entropy and penalties are least together, by Newton's steps."""
-
-    def error(weights: Tensor) -> Tensor:
-        return functional.cross_entropy(inputs @ weights, wanted) + (penalties * weights.square()).sum()
-
-    weights = inputs.new_zeros(inputs.shape[1], wanted.shape[1])
-    for _ in range(100):
-        shares = torch.softmax(inputs @ weights, dim=1)
-        slope = inputs.T @ (shares - wanted) / len(inputs) + 2 * penalties * weights
-        if slope.abs().max() < _FLAT:
-            break
-        step = _newton_step(partial(_bend, inputs, shares, penalties), slope)
-        while error(weights + step) > error(weights) * (1 + 1e-12):
-            step = step / 2
-        weights = weights + step
-    return weights
-
-
-def _bend(
-    inputs: Float[Tensor, "pictures width"],
-    shares: Float[Tensor, "pictures styles"],
-    penalties: Float[Tensor, "width 1"],
-    step: Float[Tensor, "width styles"],
-) -> Float[Tensor, "width styles"]:
-    """How the slope changes along a step."""
-    changes = shares * (inputs @ step)
-    return inputs.T @ (changes - shares * changes.sum(dim=1, keepdim=True)) / len(inputs) + 2 * penalties * step
-
-
-def _newton_step(bend: Callable[[Tensor], Tensor], slope: Float[Tensor, "width styles"]) -> Tensor:
-    """The step along which the slope would vanish, by conjugate gradients: the closer, the smaller the slope is."""
-    step, rest = torch.zeros_like(slope), -slope
-    direction, size = rest, rest.square().sum()
-    small = size * min(0.01, size.sqrt().item())
-    for _ in range(1000):
-        bent = bend(direction)
-        length = size / (direction * bent).sum()
-        step, rest = step + length * direction, rest - length * bent
-        before, size = size, rest.square().sum()
-        if size < small:
-            break
-        direction = rest + size / before * direction
-    return step
 
 
 def ten_way(
