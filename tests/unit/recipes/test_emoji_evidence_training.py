@@ -22,6 +22,7 @@ from imprompt.recipes.emoji.evidence.cost import read_cost
 from imprompt.recipes.emoji.evidence.references import Reference
 from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
 from imprompt.recipes.emoji.sources import Subject
+from imprompt.training.config import DropoutConfig
 from imprompt.training.loop.checkpointing import load_averaged_weights, load_checkpoint, newest_checkpoint
 from imprompt.training.loop.task import Draw
 
@@ -177,9 +178,10 @@ def test_features_are_those_of_the_views_that_are_drawn(settings, invented, task
     kept = torch.cat([made.features[batch.noisy.views, torch.arange(16)] for batch in batches])
     no_image = (features == 0).all(dim=1)
     assert torch.equal(features[~no_image], kept[~no_image])
-    assert 0.03 < no_image.float().mean() < 0.2  # a tenth
+    dropout = made.config.dropout
+    assert no_image.float().mean().item() == pytest.approx(dropout.image + dropout.both, abs=0.07)
     no_text = torch.cat([(batch.token_ids == made.examples.token_ids[0]).all(dim=1) for batch in batches])
-    assert 0.03 < no_text.float().mean() < 0.2
+    assert no_text.float().mean().item() == pytest.approx(dropout.text + dropout.both, abs=0.07)
     assert (no_image & no_text).any()
 
 
@@ -253,6 +255,14 @@ def test_at_another_rate_another_run_begins(trained, monkeypatch):
     assert not all(torch.equal(value, new[name]) for name, value in old.items())
 
 
+def test_with_other_dropout_another_run_begins(settings, monkeypatch):
+    before = training.trained_folder(settings, "decoupled", 0)
+    config = training.ablation_config(settings, "decoupled", 0)
+    monkeypatch.setattr(training.AblationConfig, "dropout", DropoutConfig(image=0.5))
+    assert training.trained_folder(settings, "decoupled", 0) != before
+    assert config.dropout != DropoutConfig(image=0.5)
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(trained, elsewhere, monkeypatch):
     batch = training.AblationTask.batch
 
@@ -300,7 +310,8 @@ def test_arms_draw_from_references_and_noise(trained, invented):
         draw = arm.open(trained)
         drawn = draw(references(invented, [1, 2, 3]), [7, 7, 8])
         assert drawn.shape == (3, 3, 64, 64) and drawn.dtype == torch.uint8
-        assert torch.equal(draw(references(invented, [3]), [8])[0], drawn[2])
+        again = draw(references(invented, [3]), [8])[0]
+        assert (again.int() - drawn[2].int()).abs().float().mean() < 1  # encoded alone: other rounding, in bfloat16
         assert not torch.equal(drawn[0], drawn[1])  # the same noise, another reference
         assert not torch.equal(draw(references(invented, [1]), [8])[0], drawn[0])
 

@@ -237,7 +237,7 @@ def _fingerprint(settings: EvidenceSettings, kind: str) -> str:
     """
     decides = {
         "optimizer": _optimizer(settings, kind).model_dump(mode="json"),
-        "dropout": DropoutConfig().model_dump(mode="json"),
+        "dropout": AblationConfig.dropout.model_dump(mode="json"),
         "styled captions": STYLED_CAPTIONS,
         "references": settings.num_references,
         "steps": settings.training_steps,
