@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from imprompt.emoji.styles import STYLES
+from imprompt.recipes.emoji.recipe import recipe
 
 _CARD = """---
 license: cc-by-4.0
@@ -45,11 +46,11 @@ style) pairs; no part of this model saw them. `references/` holds some of the fo
 `imprompt emoji data`, then `imprompt emoji train vision | autoencoder | unet | adapter-global | adapter-plus`, then
 `imprompt emoji bundle`. The vision tower is taught by EfficientNet-Lite0 (ImageNet), and by subject and style as
 classes, without texts; the denoiser predicts velocities under zero terminal SNR, and its text tower is trained with it;
-the adapters are trained as in arXiv 2308.06721: frozen base, keys and values started from the text's, image, text and
-both dropped 5 % each. On the packaged base follow `imprompt emoji train controlnet | t2i-adapter | lora | finetune`,
-all without image prompts; `imprompt emoji bundle --parts` packages the first three. Digits behind a stage's name are
-the first of the hash of the base that it was trained on. Rows that say "before", and stages that the recipe no longer
-has, are of earlier runs.
+the adapters are trained as in arXiv 2308.06721: frozen base, keys and values started from the text's, conditions
+dropped ({dropped}; the paper drops each way 5 %). On the packaged base follow `imprompt emoji train controlnet |
+t2i-adapter | lora | finetune`, all without image prompts; `imprompt emoji bundle --parts` packages the first three.
+Digits behind a stage's name are the first of the hash of the base that it was trained on. Rows that say "before", and
+stages that the recipe no longer has, are of earlier runs.
 
 {figures}
 
@@ -77,6 +78,7 @@ def model_card(figures: dict[str, dict[str, Any]], quality: str) -> str:
     return _CARD.format(
         words=", ".join(f'"{style.word}"' for style in STYLES),
         table=_style_table(),
+        dropped=_dropped(),
         figures=_figure_table(figures),
         quality=f"{quality.strip()}\n\n{_NOTE}" if quality else "Not measured yet: run `imprompt emoji quality`.",
     )
@@ -94,6 +96,12 @@ def notice() -> str:
         "Licence texts: https://www.apache.org/licenses/LICENSE-2.0,\n"
         "https://creativecommons.org/licenses/by/4.0/, https://opensource.org/license/mit.\n"
     )
+
+
+def _dropped() -> str:
+    """How often training drops which condition, in words."""
+    dropout = recipe("global").dropout
+    return f"the image {dropout.image:.0%}, the text {dropout.text:.0%}, both {dropout.both:.0%}".replace("%", " %")
 
 
 def _style_table() -> str:
