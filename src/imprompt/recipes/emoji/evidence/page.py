@@ -92,8 +92,8 @@ def _introduction(findings: Findings) -> str:
         "million of 64; of what ships, each part was trained once. The judge is another network than the teacher of "
         "the model's image encoder, EfficientNet-Lite0, but both learnt ImageNet's classes.\n\n"
         "A claim holds by the bar that stands with it, and the bars differ: a fine-tuned base or a LoRA must leave "
-        "nearly all of what the image prompt gives, with ControlNet or T2I-Adapter the picture must follow both "
-        "better than either alone does."
+        "nearly all of what the image prompt gives, with ControlNet or T2I-Adapter the picture must only follow each "
+        "of the two better than the other alone does."
     )
 
 
