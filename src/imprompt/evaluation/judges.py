@@ -288,7 +288,7 @@ def _load(slot: str, address: str, cache_folder: Path | None) -> Any:
     if slot == "face":
         return FaceJudge(FaceEncoder.from_folder(address))
     if slot == "inception":
-        return InceptionJudge.from_file(Path(address))
+        return InceptionJudge.from_file(Path(address).expanduser())
     folder = resolve_folder(address, patterns=_PATTERNS)
     if slot == "dino":
         return DinoJudge.from_folder(folder, Path(address).name)

@@ -68,7 +68,10 @@ def fid(pictures: list[Path], references: list[Path], judges: dict[str, Any]) ->
     return set_value(METRICS["fid"], *set_features(METRICS["fid"], pictures, references, judges))[0]
 
 
-def test_fid_is_measured_with_weights_from_either_kind_of_file(waves: nn.Sequential, tmp_path: Path) -> None:
+def test_fid_is_measured_with_weights_from_either_kind_of_file(
+    waves: nn.Sequential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     state = {**waves.state_dict(), "fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
     torch.save(state, tmp_path / "published.pth")
     old = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
@@ -78,7 +81,7 @@ def test_fid_is_measured_with_weights_from_either_kind_of_file(waves: nn.Sequent
         tiny.picture(seed=number).save(path)
     found = []
     for name in ("published.pth", "converted.safetensors"):
-        judges = load_judges({"inception": str(tmp_path / name)}, ["inception"], None)
+        judges = load_judges({"inception": f"~/{name}"}, ["inception"], None)
         assert fid(pictures, pictures, judges) == pytest.approx(0, abs=1e-3)
         found.append(fid(pictures[:2], pictures[1:], judges))
         assert judges["inception"].describe()["name"] == name
