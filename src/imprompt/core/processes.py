@@ -32,7 +32,7 @@ def process_pool(
 
     Args:
         num_processes: How many.
-        num_threads: Of torch, in each.
+        num_threads: Of torch, in each; of others too, such as Arrow, that read OMP_NUM_THREADS, unless it is set here.
         preload: Modules that are imported once for all of them, where the system can.
         prepare: Called in each before its first work; a function of a module.
 
@@ -43,7 +43,8 @@ def process_pool(
     places, stop = context.SimpleQueue(), context.Event()
     for place in range(num_processes):
         places.put(place)
-    initial = (places, stop, dict(os.environ), num_threads, prepare)
+    environment = {"OMP_NUM_THREADS": str(num_threads), **os.environ}
+    initial = (places, stop, environment, num_threads, prepare)
     with ProcessPoolExecutor(num_processes, context, initializer=_enter, initargs=initial) as pool:
         try:
             yield pool

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import as_completed
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
 
@@ -24,11 +25,12 @@ def prepare() -> None:
     prepared = True
 
 
-def meet(folder: Path) -> tuple[int | None, int, bool, str]:
+def meet(folder: Path) -> tuple[int | None, int, int, bool, str]:
     """Wait for another process to come here too, and tell how this one is set up."""
     appear(folder)
     wait_for(folder, 2)
-    return place_in_pool(), torch.get_num_threads(), prepared, os.environ.get("IMPROMPT_CACHE", "")
+    cache = os.environ.get("IMPROMPT_CACHE", "")
+    return place_in_pool(), torch.get_num_threads(), pyarrow.cpu_count(), prepared, cache
 
 
 def appear(folder: Path) -> None:
@@ -60,9 +62,10 @@ def wait_for(folder: Path, count: int) -> None:
 @pytest.mark.parametrize("cache", ["here", "there"])
 def test_processes_are_set_up_alike_and_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
     monkeypatch.setenv("IMPROMPT_CACHE", cache)
-    with process_pool(2, num_threads=2, prepare=prepare) as pool:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with process_pool(2, num_threads=3, prepare=prepare) as pool:
         told = list(pool.map(meet, [tmp_path] * 2))
-    assert sorted(told) == [(0, 2, True, cache), (1, 2, True, cache)]
+    assert sorted(told) == [(0, 3, 3, True, cache), (1, 3, 3, True, cache)]
     assert place_in_pool() is None and not prepared
 
 
