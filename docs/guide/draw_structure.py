@@ -112,7 +112,7 @@ def table() -> dict[str, list[Image.Image]]:
         "LoRA": draw(with_lora(pipeline())),
         "fine-tuned base": draw(pipeline(unet=blueprint)),
         "all but that": together(controlnet, t2i_adapter),
-        "image to image": draw(pipeline("Img2Img"), image=SHAPES, strength=0.7),
+        "image to image": draw(pipeline("Img2Img"), image=SHAPES, strength=0.5),
         "inpainting, right half": inpainting(),
         "regions: this and the next": draw(pipeline(), halves),
     }

@@ -53,7 +53,7 @@ def fidelity(pictures, references):
 def test_similarity_rises_with_weight(pipe, references, name):
     measured = []
     with imprompt.attach(pipe, imprompt.load_adapter(emoji.adapter_file(name))) as images:
-        for weight in (0.0, 0.5, 1.0):
+        for weight in (0.0, 0.25, 1.0):
             images.set(rows=[[ImagePrompt(reference, weight=weight)] for reference in references])
             measured.append(fidelity(sample(pipe, [""] * len(references)), references))
     assert measured[0] < measured[1] < measured[2]
