@@ -180,7 +180,7 @@ class VisionTask:
         """Classes, contrast with the teacher, and how well everything else can be read off the tower."""
         seen = self.model.vision(batch.images, output_hidden_states=True)
         pooled, patches = seen.image_embeds, seen.hidden_states[-2][:, 1:]
-        heads = {name: head for name, head in self.model.heads.items()}
+        heads = self.model.heads
         classes = {"subject": batch.subjects, "style": batch.styles}
         readings = {
             "thumbnail": (pooled, thumbnails(batch.images)),
