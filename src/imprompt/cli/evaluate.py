@@ -154,7 +154,7 @@ def _draw(
 
     items_in(protocol, source, limit)  # a wrong folder is told before a model is loaded
     options: dict[str, Any] = {"share": share, "limit": limit, "batch_size": batch_size}
-    with plain_words():
+    with plain_words(remedy="a smaller --batch-size"):
         if engine is Engine.RAY:
             drawing = Drawing(load=models, protocol=protocol, source=source, folder=output, **options)
             with progress_bar("drawing") as bar:

@@ -362,8 +362,12 @@ def make(pipe: Any, attachment: "PipelineAttachment | None", request: "Request",
 
 
 @contextmanager
-def plain_words() -> Iterator[None]:
-    """Say in a sentence what a pipeline says in a traceback: memory that does not suffice, settings it refuses."""
+def plain_words(remedy: str = "--offload, a smaller --size, or fewer --num-images") -> Iterator[None]:
+    """Say in a sentence what a pipeline says in a traceback: memory that does not suffice, settings it refuses.
+
+    Args:
+        remedy: What of the command's options to try where memory does not suffice.
+    """
     import torch
 
     try:
@@ -371,8 +375,6 @@ def plain_words() -> Iterator[None]:
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
             raise
-        raise ImpromptError(
-            "the memory does not suffice; try --offload, a smaller --size, or fewer --num-images"
-        ) from error
+        raise ImpromptError(f"the memory does not suffice; try {remedy}") from error
     except ValueError as error:
         raise PromptError(f"the pipeline refuses these settings: {error}") from error

@@ -1,7 +1,12 @@
-"""Progress on the terminal: one bar on stderr, so that what a command prints on stdout can be piped."""
+"""Progress on the terminal: one bar on stderr, so that what a command prints on stdout can be piped.
+
+Of the processes that a launcher starts on a machine, which all write to one terminal, the first shows it.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from imprompt.core.ranks import local_rank
 
 
 @contextmanager
@@ -39,8 +44,8 @@ def progress_bar(description: str, *, unit: str = "") -> Iterator[Callable[[int,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
-    silent = not console.is_terminal  # else an empty line is left in logs
+    console = Console(stderr=True, quiet=bool(local_rank()))
+    silent = console.quiet or not console.is_terminal  # else an empty line is left in logs
     with Progress(*columns, console=console, transient=True, disable=silent, redirect_stdout=False) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -51,5 +56,5 @@ def busy(description: str) -> Iterator[None]:
     """Show that something of unknown length is going on."""
     from rich.console import Console
 
-    with Console(stderr=True).status(description):
+    with Console(stderr=True, quiet=bool(local_rank())).status(description):
         yield

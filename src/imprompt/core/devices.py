@@ -1,12 +1,10 @@
 """Where torch computes: the accelerator, and of several the one whose turn it is."""
 
-import os
 from collections.abc import Mapping
 
 import torch
 
-RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
-"""How launchers tell a process its number among those of its machine."""
+from imprompt.core.ranks import local_rank
 
 
 def chosen_device(
@@ -25,7 +23,5 @@ def chosen_device(
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if kind is None:
         return torch.device("cpu")
-    variables = os.environ if environment is None else environment
-    told = next((int(variables[name]) for name in RANK_VARIABLES if variables.get(name)), None)
-    number = told if place is None else place
+    number = local_rank(environment) if place is None else place
     return kind if number is None else torch.device(kind.type, number % torch.accelerator.device_count())
