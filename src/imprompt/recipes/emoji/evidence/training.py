@@ -242,6 +242,7 @@ def _fingerprint(settings: EvidenceSettings, kind: str) -> str:
         "references": settings.num_references,
         "steps": settings.training_steps,
         "batch size": settings.training_batch_size,
+        "number format": settings.autocast,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
