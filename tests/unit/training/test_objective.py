@@ -6,11 +6,12 @@ from imprompt.training.objective.objective import (
     add_flow_noise,
     add_noise,
     diffusion_loss,
-    draw_timesteps,
+    discrete_timesteps,
     flow_target,
     level_weights,
     shift_levels,
     snr_weights,
+    spread_places,
     training_target,
     warp_places,
 )
@@ -75,7 +76,7 @@ def test_rows_are_weighted(clean_and_noise):
 
 
 def test_timesteps_fall_one_into_each_part():
-    timesteps = draw_timesteps(10, 1000, torch.Generator().manual_seed(1))
+    timesteps = discrete_timesteps(spread_places(10, torch.Generator().manual_seed(1)), 1000)
     assert sorted((timesteps // 100).tolist()) == list(range(10))
 
 

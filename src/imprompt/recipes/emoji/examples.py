@@ -18,8 +18,10 @@ from imprompt.training.loop.task import Draw
 from imprompt.training.objective.objective import (
     add_noise,
     diffusion_loss,
-    draw_timesteps,
+    discrete_timesteps,
+    shift_levels,
     snr_weights,
+    spread_places,
     training_target,
 )
 
@@ -91,14 +93,19 @@ class DiffusionExamples:
     def __len__(self) -> int:
         return len(self.members)
 
-    def noisy_batch(self, draw: Draw) -> NoisyBatch:
-        """A random view of each picture at a random timestep."""
+    def noisy_batch(self, draw: Draw, *, timestep_shift: float = 1.0) -> NoisyBatch:
+        """A random view of each picture at a random timestep.
+
+        Args:
+            draw: Whose.
+            timestep_shift: Above 1, more of the timesteps are early ones, of strong noise; see `shift_levels`.
+        """
         members = self.members[draw.samples]
         views = (draw.uniform("views", 1)[:, 0] * len(self.latents)).long()
         clean = self.latents[views, members]
         noise = draw.normal("noise", tuple(clean.shape[1:]))
-        num_timesteps = len(self.alphas_cumprod)
-        timesteps = draw.per_row("timesteps", lambda generator, rows: draw_timesteps(rows, num_timesteps, generator))
+        places = draw.per_row("timesteps", lambda generator, rows: spread_places(rows, generator))
+        timesteps = discrete_timesteps(shift_levels(places, timestep_shift), len(self.alphas_cumprod))
         alphas = self.alphas_cumprod[timesteps]
         return NoisyBatch(
             members=members,
@@ -109,17 +116,20 @@ class DiffusionExamples:
             weights=snr_weights(alphas, self.prediction_type, gamma=SNR_GAMMA, offset=1.0),
         )
 
-    def captioned_batch(self, draw: Draw, *, empty_caption: float, styled_captions: float) -> CaptionedBatch:
+    def captioned_batch(
+        self, draw: Draw, *, empty_caption: float, styled_captions: float, timestep_shift: float = 1.0
+    ) -> CaptionedBatch:
         """A noisy batch under captions some of which are empty.
 
         Args:
             draw: Whose.
             empty_caption: How often a caption is.
             styled_captions: How often it names the style.
+            timestep_shift: Of the noisy batch.
         """
         is_empty = draw.uniform("empty captions", 1)[:, 0] < empty_caption
         token_ids = self.captions_of(draw, is_empty, styled_probability=styled_captions)
-        return CaptionedBatch(self.noisy_batch(draw), token_ids)
+        return CaptionedBatch(self.noisy_batch(draw, timestep_shift=timestep_shift), token_ids)
 
     def captions_of(
         self, draw: Draw, is_empty: Bool[Tensor, " batch"], *, styled_probability: float

@@ -41,6 +41,8 @@ class UNetConfig:
         preview_every: Steps between previews.
         empty_caption: Fraction of captions that are dropped, so that text guidance works.
         styled_captions: Fraction of captions that name the style.
+        timestep_shift: Above 1, more of the timesteps are those of strong noise: a caption changes what is predicted
+            only there, and captions are what is learnt slowest.
         everything: Train on all emoji, not only on the things.
     """
 
@@ -49,6 +51,7 @@ class UNetConfig:
     preview_every: int = 500
     empty_caption: float = 0.12
     styled_captions: float = 0.8
+    timestep_shift: float = 2.0
     everything: bool = False
 
 
@@ -132,7 +135,10 @@ class UNetTask:
         """Pictures at random timesteps, under captions some of which are empty."""
         config = self.config
         return self.examples.captioned_batch(
-            draw, empty_caption=config.empty_caption, styled_captions=config.styled_captions
+            draw,
+            empty_caption=config.empty_caption,
+            styled_captions=config.styled_captions,
+            timestep_shift=config.timestep_shift,
         )
 
     def loss(self, batch: CaptionedBatch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:

@@ -163,11 +163,6 @@ def discrete_timesteps(places: Float[Tensor, " batch"], num_train_timesteps: int
     return (places * num_train_timesteps).long().clamp(0, num_train_timesteps - 1)
 
 
-def draw_timesteps(num_rows: int, num_train_timesteps: int, generator: torch.Generator) -> Int[Tensor, " batch"]:
-    """Timesteps spread evenly over the schedule, in random order; see `spread_places`."""
-    return discrete_timesteps(spread_places(num_rows, generator), num_train_timesteps)
-
-
 def _coefficients(alphas_cumprod: Tensor, num_dimensions: int) -> tuple[Tensor, Tensor]:
     shaped = _shaped(alphas_cumprod, num_dimensions)
     return shaped.sqrt(), (1.0 - shaped).sqrt()
