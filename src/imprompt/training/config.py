@@ -136,7 +136,8 @@ class ObjectiveConfig(Part):
         logit_deviation: Its deviation.
         mode_scale: Of "mode".
         weighting: What errors of a flow count by noise level: SD3's "sigma_sqrt" or "cosmap"; "none" counts all alike.
-        timestep_shift: Of flow matching: s t / (1 + (s - 1) t); None takes the scheduler's own.
+        timestep_shift: Above 1, more timesteps of strong noise: places t become s t / (1 + (s - 1) t). None takes the
+            scheduler's own of flow matching, and 1 of diffusion.
         guidance: What a guidance-distilled base is told in training.
     """
 

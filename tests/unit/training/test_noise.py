@@ -105,6 +105,14 @@ def test_timesteps_are_stratified_over_the_global_batch_and_independent_of_its_s
     assert not torch.equal(process.draw(draw_of(range(8), step=4)), whole)
 
 
+def test_a_shift_draws_the_same_share_of_diffusions_timesteps_at_strong_noise_as_of_a_flows():
+    draw, config = draw_of(range(64), batch_size=64), ObjectiveConfig(timestep_shift=3.0)
+    timesteps = noise_process(DDPMScheduler(), config).draw(draw)
+    levels = noise_process(FlowMatchEulerDiscreteScheduler(), config).draw(draw)
+    assert torch.equal(timesteps, levels.long())
+    assert int((timesteps >= 500).sum()) == 48
+
+
 def test_noise_of_a_row_is_the_same_however_the_batch_is_split():
     process = noise_process(DDPMScheduler(), ObjectiveConfig(noise_offset=0.1))
     whole = process.noise(draw_of(range(8)), SHAPE)
@@ -163,7 +171,6 @@ def test_a_flows_weights_are_those_of_diffusers(weighting):
         (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), ObjectiveConfig(), "invert_sigmas"),
         (FlowMatchEulerDiscreteScheduler(), ObjectiveConfig(min_snr_gamma=5.0), "objective.weighting"),
         (DDPMScheduler(), ObjectiveConfig(weighting="cosmap"), "objective.min_snr_gamma"),
-        (DDPMScheduler(), ObjectiveConfig(timestep_shift=3.0), "objective.timestep_shift"),
     ],
 )
 def test_what_is_not_defined_is_refused(scheduler, config, message):

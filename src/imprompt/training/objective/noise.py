@@ -84,7 +84,7 @@ class DiscreteNoise:
     Attributes:
         alphas_cumprod: Of the scheduler, so a rescaling to zero terminal SNR is in them.
         prediction_type: One of `PREDICTIONS`.
-        config: Distribution, weights and offset.
+        config: Distribution and shift, weights and offset.
     """
 
     alphas_cumprod: Float[Tensor, " timesteps"]
@@ -98,7 +98,7 @@ class DiscreteNoise:
 
     def draw(self, draw: Draw, num_tokens: int | None = None) -> Int[Tensor, " rows"]:
         """Timesteps of a draw's rows; see `NoiseProcess.draw`."""
-        return self.at(_places(draw, self.config))
+        return self.at(shift_levels(_places(draw, self.config), self.config.timestep_shift or 1.0))
 
     def at(self, places: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
         """The timestep at each place."""
@@ -223,7 +223,6 @@ def noise_process(scheduler: Any, config: ObjectiveConfig) -> DiscreteNoise | Fl
             f"matching, and schedulers with alphas_cumprod that predict {', '.join(PREDICTIONS)}"
         )
     _refuse(config.weighting != "none", "objective.weighting", "diffusion", "objective.min_snr_gamma")
-    _refuse(config.timestep_shift is not None, "objective.timestep_shift", "diffusion", "objective.timesteps")
     return DiscreteNoise(alphas.detach().float().cpu(), prediction, config)
 
 

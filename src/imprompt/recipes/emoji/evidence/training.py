@@ -65,6 +65,7 @@ class AblationConfig:
         optimizer: Pace.
         preview_every: Steps between previews, of which there are none.
         dropout: How often the image, the text and both are dropped; as often as for the adapters that ship.
+        timestep_shift: Towards strong noise, as for the adapters that ship.
     """
 
     kind: Kind
@@ -72,6 +73,7 @@ class AblationConfig:
     optimizer: OptimizerConfig
     preview_every: int = 0
     dropout: DropoutConfig = recipe("global").dropout
+    timestep_shift: float = recipe("global").objective.timestep_shift or 1.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class AblationTask:
         """Pictures at random timesteps, with their captions and images, some of which are dropped."""
         no_image, no_text = draw_dropout(self.config.dropout, draw)
         token_ids = self.examples.captions_of(draw, no_text, styled_probability=STYLED_CAPTIONS)
-        noisy = self.examples.noisy_batch(draw)
+        noisy = self.examples.noisy_batch(draw, timestep_shift=self.config.timestep_shift)
         features = self.features[noisy.views, draw.samples].masked_fill(no_image[:, None], 0.0)
         return PromptedBatch(noisy, token_ids, features)
 
@@ -243,6 +245,7 @@ def _fingerprint(settings: EvidenceSettings, kind: str) -> str:
         "steps": settings.training_steps,
         "batch size": settings.training_batch_size,
         "number format": settings.autocast,
+        "timestep shift": AblationConfig.timestep_shift,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
