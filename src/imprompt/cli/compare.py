@@ -15,8 +15,9 @@ def compare(
 ) -> None:
     """Compare two evaluations picture by picture, over the subjects, prompts and seeds that both have.
 
-    Means are over these, too; where one has more, the line says how many are shared. A change is real where
-    its 95 % interval leaves zero out; that of FID, KID or CMMD wants the same pictures in both.
+    Means are over these, too; where one has more, the line says how many are shared. Weights are held against
+    the same weight, or where each evaluation has one alone, against each other. A change is real where its 95 %
+    interval leaves zero out; that of FID, KID or CMMD wants the same pictures in both.
 
     Example:
 
@@ -24,12 +25,12 @@ def compare(
     """
     from imprompt.evaluation.metrics.table import METRICS
     from imprompt.evaluation.results import compare as compare_results
-    from imprompt.evaluation.results import differing_settings, read_results
+    from imprompt.evaluation.results import compared_series, differing_settings, read_results
 
     before, after = read_results(first), read_results(second)
     for row in compare_results(before, after):
-        metric, (arm, scale), change = METRICS[row.metric], row.series, row.change
-        where = told(arm, scale)
+        metric, change, where = METRICS[row.metric], row.change, told(*row.series)
+        where += "" if row.series == row.other_series else f" to {row.other_series[1]:g}"
         among = "" if row.is_of_all else f"  ({change.num_values} shared of {row.num_first} and {row.num_second})"
         typer.echo(
             f"{metric.title:18s} {where:14s} {row.first.mean:.4f} -> {row.second.mean:.4f}  "
@@ -37,7 +38,8 @@ def compare(
         )
     for name, (one, other) in differing_settings(before, after).items():
         typer.echo(f"not set alike: {name} is {one} in the first and {other} in the second", err=True)
-    alone = sorted({*before.drawn()} ^ {*after.drawn()})
+    held = compared_series(before, after)
+    alone = sorted({*before.drawn()} - {one for one, _ in held} | {*after.drawn()} - {other for _, other in held})
     if alone:
         names = ", ".join(told(arm, scale) for arm, scale in alone)
         typer.echo(f"not compared, since only one of the two has it: {names}", err=True)

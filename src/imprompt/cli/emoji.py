@@ -110,7 +110,7 @@ def bundle(
 
 @app.command()
 def quality(
-    pictures: Annotated[int, typer.Option(help="Pictures for each question.")] = 256,
+    pictures: Annotated[int, typer.Option(help="Pictures for each question.")] = 128,
 ) -> None:
     """Measure the packaged model on held-out pictures with an independent judge; the next bundle's card tells it."""
     from imprompt.core.files import atomic_write

@@ -1,5 +1,6 @@
 """`imprompt evaluate`: draw a protocol's pictures, measure them, and show both."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from imprompt.cli.split import Engine, split_of
 from imprompt.core.errors import PromptError
 
 if TYPE_CHECKING:
+    from imprompt.evaluation.items import Item
     from imprompt.evaluation.protocols import Protocol
     from imprompt.evaluation.results import Results
 
@@ -30,7 +32,9 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
         typer.Option(help="Network that judges, SLOT=FOLDER: clip, dino, dinov2, csd, face, inception."),
     ] = None,
     metrics: Annotated[str | None, typer.Option(help="What to measure, separated by commas.")] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="A text of every subject; repeatable.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A text of every subject; {subject} is its name. Repeatable.")
+    ] = None,
     scales: Annotated[str | None, typer.Option(help="Weights of the image prompt, separated by commas.")] = None,
     num_seeds: Annotated[int | None, typer.Option(help="Pictures of each subject, prompt and weight.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
@@ -152,7 +156,8 @@ def _draw(
     from imprompt.evaluation.cluster import Drawing, draw_on_ray
     from imprompt.evaluation.runner import draw_share, items_in, models_of, num_missing
 
-    items_in(protocol, source, limit)  # a wrong folder is told before a model is loaded
+    for note in _notes(protocol, items_in(protocol, source, limit)):  # a wrong folder is told before a model is loaded
+        typer.echo(note, err=True)
     options: dict[str, Any] = {"share": share, "limit": limit, "batch_size": batch_size}
     with plain_words(remedy="a smaller --batch-size"):
         if engine is Engine.RAY:
@@ -164,6 +169,23 @@ def _draw(
         with progress_bar("drawing") as bar, attachment:
             drawn = draw_share(pipe, attachment, protocol, source, output, progress=bar, **options)
             return num_missing(protocol, source, output, limit, drawn=drawn), models_of(pipe, attachment)
+
+
+def _notes(protocol: "Protocol", items: "Sequence[Item]") -> Iterator[str]:
+    """What a user may not have meant."""
+    from imprompt.evaluation.metrics.table import metrics_named
+
+    for metric in metrics_named(protocol.metrics):
+        if metric.kind == "group" and protocol.num_seeds < metric.floor:
+            yield f"{metric.name} is left out: it wants --num-seeds {metric.floor} or more"
+    cases = dict.fromkeys(item.case for item in items)
+    silent = [case for case in cases if not case.caption]
+    if 0 < len(silent) < len(cases):
+        names = ", ".join(case.references[0].with_suffix(".txt").name for case in silent[:3])
+        yield (
+            f"{len(silent)} of {len(cases)} pictures {'has' if len(silent) == 1 else 'have'} no caption ({names}"
+            f"{', ...' if len(silent) > 3 else ''}): CLIP-T leaves them out, and the text alone is told nothing there"
+        )
 
 
 def _score(

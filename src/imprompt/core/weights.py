@@ -110,7 +110,8 @@ def resolve_folder(
         return str(fetch(place.repository, allow_patterns=wanted, **where))
 
     asked, pinned = revision or place.revision, REVISIONS.get(place.repository)
-    folder = _download(download, f"'{inside or '.'}' of '{place.repository}'", revision=asked, pinned=pinned)
+    what = f"'{inside}' of '{place.repository}'" if inside else f"'{place.repository}'"
+    folder = _download(download, what, revision=asked, pinned=pinned)
     return _existing(folder / inside, "folder")
 
 

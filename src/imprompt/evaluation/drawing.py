@@ -112,7 +112,13 @@ def claim(folder: Path, protocol: Protocol, models: Mapping[str, Any], cases: Se
     file = folder / RUN
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     said = json.loads(json.dumps({"models": models, "settings": settings}))
-    changed = [name for name, value in said.items() if before.get(name, value) != value]
+    known_settings = before.get("settings", settings)
+    changed = [
+        f"{name} ({known_settings.get(name)} there, {value} now)"
+        for name, value in said["settings"].items()
+        if known_settings.get(name) != value
+    ]
+    changed += ["models"] if before.get("models", said["models"]) != said["models"] else []
     known: dict[str, str] = before.get("references", {})
     if any(known.get(name, value) != value for name, value in references.items()):
         changed.append("references")

@@ -22,6 +22,7 @@ from imprompt.encoders.text import TextEncoder
 from imprompt.encoders.vision import FILES, VisionEncoder
 from imprompt.evaluation import inception
 from imprompt.evaluation.errors import EvaluationError
+from imprompt.evaluation.metrics.table import METRICS
 from imprompt.evaluation.mobilenet import JUDGE_SIZE, PACKAGE, feature_maps, package_folder
 from imprompt.generation.pipelines import default_device
 
@@ -256,9 +257,8 @@ def check_judges(given: Mapping[str, str], wanted: Sequence[str]) -> None:
     for slot in wanted:
         if slot not in given and slot not in ADDRESSES and slot != "mobilenet":
             place = "FILE" if slot == "inception" else "FOLDER"
-            raise EvaluationError(
-                f"a metric wants the judge {slot!r}, which has no default; give --judge {slot}={place}"
-            )
+            readers = ", ".join(metric.name for metric in METRICS.values() if metric.judge == slot)
+            raise EvaluationError(f"no judge {slot!r}, which {readers} read; give --judge {slot}={place}")
         if slot == "mobilenet":
             package_folder()
         else:

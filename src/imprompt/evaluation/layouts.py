@@ -1,6 +1,7 @@
 """How the pictures of a protocol lie on disk, and which cases they make."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def read_folder(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
     Without prompts a picture is followed alone and compared with its caption; with prompts, with each of them.
 
     Raises:
-        EvaluationError: there are no pictures, or two of one name.
+        EvaluationError: there are no pictures, two of one name, or a prompt with a place for a subject's name.
     """
     cases = []
     for path in _subjects_in(folder):
@@ -161,6 +162,11 @@ def _subjects_in(folder: Path) -> list[Path]:
 
 def _cases(subject: str, references: tuple[Path, ...], prompts: tuple[str, ...], caption: str) -> list[Case]:
     """A case for each prompt; without prompts the image alone, measured against its caption."""
+    for place in (place for prompt in prompts for place in re.findall(r"{.*?}", prompt)):
+        raise EvaluationError(
+            f"a prompt has the place {place!r}, which nothing fills; protocols of subjects (dreambench, sweep) fill "
+            "{subject} with the name of a subject's folder"
+        )
     pairs: list[tuple[str, str]] = [(prompt, prompt) for prompt in prompts] or [("", caption)]
     return [
         Case(subject=subject, prompt_name=f"p{number:02d}", references=references, prompt=prompt, caption=compared)
@@ -170,7 +176,7 @@ def _cases(subject: str, references: tuple[Path, ...], prompts: tuple[str, ...],
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise EvaluationError(f"there is no '{path}'; this layout wants it")
+        raise EvaluationError(f"there is no '{path}', which this layout wants; check the path, or put it there")
     return path
 
 

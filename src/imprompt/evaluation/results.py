@@ -262,7 +262,8 @@ class Comparison:
 
     Attributes:
         metric: its name.
-        series: arm and scale.
+        series: arm and scale in the first.
+        other_series: in the second; another scale where each has one alone.
         first: in the first, over what both have.
         second: in the second, over what both have.
         change: second less first, in pairs.
@@ -272,6 +273,7 @@ class Comparison:
 
     metric: str
     series: Series
+    other_series: Series
     first: Interval
     second: Interval
     change: Interval
@@ -287,6 +289,8 @@ class Comparison:
 def compare(first: Results, second: Results) -> list[Comparison]:
     """Which differences are real: paired over the pictures that both have. References handed back differ in nothing.
 
+    What is drawn at one weight alone in both is compared, whatever the two weights are.
+
     Raises:
         EvaluationError: they were not measured by the same judges, or have nothing in common.
     """
@@ -297,12 +301,20 @@ def compare(first: Results, second: Results) -> list[Comparison]:
                 f"({first.judges[slot].get('name')!r}, {second.judges[slot].get('name')!r}); evaluate both with one"
             )
     _check_same_prompts(first, second)
-    series = [each for each in first.drawn() if each in second.drawn()]
-    pairs = [(metric, each) for metric in METRICS for each in series]
-    found = [row for metric, each in pairs if (row := _compared(first, second, metric, each)) is not None]
+    pairs = [(metric, *each) for metric in METRICS for each in compared_series(first, second)]
+    found = [row for pair in pairs if (row := _compared(first, second, *pair)) is not None]
     if not found:
         raise EvaluationError("the two results share no picture: same protocol, subjects, prompts and seeds are wanted")
     return found
+
+
+def compared_series(first: Results, second: Results) -> list[tuple[Series, Series]]:
+    """What `compare` holds against what: the same, or where each has one weight alone, these two."""
+    weights = [[each for each in results.drawn() if each[0] == "adapter"] for results in (first, second)]
+    if all(len(each) == 1 for each in weights):
+        others = [(each, each) for each in first.drawn() if each[0] != "adapter" and each in second.drawn()]
+        return [(weights[0][0], weights[1][0]), *others]
+    return [(each, each) for each in first.drawn() if each in second.drawn()]
 
 
 def differing_settings(first: Results, second: Results) -> dict[str, tuple[Any, Any]]:
@@ -312,31 +324,35 @@ def differing_settings(first: Results, second: Results) -> dict[str, tuple[Any, 
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _compared(first: Results, second: Results, metric: str, series: Series) -> Comparison | None:
+def _compared(first: Results, second: Results, metric: str, series: Series, other_series: Series) -> Comparison | None:
     if METRICS[metric].kind == "set":
-        return _compared_sets(first, second, metric, series)
-    one, other = first.measured(metric, series), second.measured(metric, series)
+        return _compared_sets(first, second, metric, series, other_series)
+    one, other = first.measured(metric, series), second.measured(metric, other_series)
     shared = [place for place in one if place in other]
     if not shared:
         return None
     before, after = (bootstrap([values[place] for place in shared], shared) for values in (one, other))
-    return Comparison(metric, series, before, after, difference(one, other), len(one), len(other))
+    return Comparison(metric, series, other_series, before, after, difference(one, other), len(one), len(other))
 
 
-def _compared_sets(first: Results, second: Results, metric: str, series: Series) -> Comparison | None:
+def _compared_sets(
+    first: Results, second: Results, metric: str, series: Series, other_series: Series
+) -> Comparison | None:
     """Sets are compared where they are of the same subjects, prompts and seeds: a distance depends on how many."""
-    one, other = first.set_row(metric, series), second.set_row(metric, series)
+    one, other = first.set_row(metric, series), second.set_row(metric, other_series)
     if one is None or other is None:
         return None
     before, after = set_interval(one), set_interval(other)
-    places = [sorted(row.place for row in each.rows if (row.arm, row.scale) == series) for each in (first, second)]
+    places = [
+        sorted(row.place for row in results.rows if (row.arm, row.scale) == each)
+        for results, each in ((first, series), (second, other_series))
+    ]
     if before is None or after is None:
         why = "one has no interval, which wants five subjects or more; evaluate it again, with as many"
     elif places[0] != places[1] or one["num_references"] != other["num_references"]:
         why = "they are not of the same subjects, prompts and seeds; evaluate both with the same"
     else:
-        return Comparison(
-            metric, series, before, after, set_change(one, other), one["num_pictures"], other["num_pictures"]
-        )
+        change, numbers = set_change(one, other), (one["num_pictures"], other["num_pictures"])
+        return Comparison(metric, series, other_series, before, after, change, *numbers)
     logger.warning("%s of %s at %g is not compared: %s", METRICS[metric].title, *series, why)
     return None

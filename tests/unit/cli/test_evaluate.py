@@ -109,7 +109,7 @@ def test_shares_are_drawn_apart_and_measured_together_as_by_one_process(evaluate
 def test_a_run_takes_no_pictures_of_another(evaluate, references):
     assert evaluate("-o", "run", metrics="near_copies")[0] == 0
     code, _, err = evaluate("-o", "run", "--guidance-scale", 2, metrics="near_copies")
-    assert code == 1 and "pictures of other settings" in err
+    assert code == 1 and "pictures of other guidance_scale (3.0 there, 2.0 now)" in err
     tiny.picture(seed=9).save(references / "subject-0.png")
     code, _, err = evaluate("-o", "run", metrics="near_copies")
     assert code == 1 and "pictures of other references" in err
@@ -126,7 +126,7 @@ def test_a_reference_that_cannot_be_read_is_told_in_a_sentence(evaluate, referen
 def test_pictures_without_a_caption_have_no_likeness_to_one_and_are_counted(evaluate, references):
     (references / "subject-1.txt").unlink()
     code, out, err = evaluate(metrics="clip_t")
-    assert code == 0, err
+    assert code == 0 and "1 of 2 pictures has no caption (subject-1.txt)" in err
     (adapter,) = [line for line in out.splitlines() if line.startswith("adapter")]
     assert adapter.count("2 without") == 1
 
@@ -162,8 +162,14 @@ def test_compare_tells_what_is_real(evaluate, run, tmp_path):
     for row in content["rows"]:
         row["scale"] = 0.5 if row["arm"] == "adapter" else row["scale"]
     file.write_text(json.dumps(content))
+    code, out, err = run("compare", "before", "after")
+    said = {tuple(line.split()[:2]): line for line in out.splitlines()}
+    assert code == 0 and "adapter 1 to 0.5" in said["CLIP-I", "adapter"] and "+0.1000" in said["CLIP-I", "adapter"]
+    assert "only one of the two" not in err
+    content["rows"].append({**content["rows"][0], "scale": 0.25})
+    file.write_text(json.dumps(content))
     code, _, err = run("compare", "before", "after")
-    assert code == 0 and "only one of the two has it: adapter 0.5, adapter 1" in err
+    assert code == 0 and "only one of the two has it: adapter 0.25, adapter 0.5, adapter 1" in err
     code, _, err = run("compare", "before", "nowhere")
     assert code == 1 and "no results.json" in err
 
@@ -174,6 +180,11 @@ def test_compare_tells_how_many_pictures_are_shared_and_what_was_set_otherwise(e
     code, out, err = run("compare", "before", "after")
     assert code == 0 and "(4 shared of 4 and 6)" in out
     assert "num_seeds is 2 in the first and 3 in the second" in err
+
+
+def test_a_metric_that_few_seeds_leave_out_is_named(evaluate):
+    code, _, err = evaluate("--num-seeds", 1, metrics="clip_i,diversity")
+    assert code == 0 and "diversity is left out: it wants --num-seeds 2 or more" in err
 
 
 def test_one_subject_has_a_mean_and_decides_nothing(evaluate, run):

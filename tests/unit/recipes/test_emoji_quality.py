@@ -81,8 +81,8 @@ def test_who_draws_what_is_asked_for_is_found_by_every_question(measured):
         *((question, setting) for setting in settings for question in (IMAGE, STYLE)),
         *((PROBE, f"real pictures, {split}") for split in ("held-out subjects", "held-out pairs")),
     ]
-    assert {figure.num_pictures for figure in figures} == {NUM_PICTURES}
-    shares = {(figure.question, figure.setting): figure.share for figure in figures}
+    assert {figure.share.num_values for figure in figures} == {NUM_PICTURES}
+    shares = {(figure.question, figure.setting): figure.share.mean for figure in figures}
     assert {share for (question, _), share in shares.items() if question == IMAGE} == {1.0}
     assert shares[TEXT, "training subjects"] > 0.8  # nearest to its subject's mean over styles, of which it is one
     for setting in settings:  # the pictures themselves: as well as the probe knows them
@@ -96,7 +96,7 @@ def test_who_draws_what_is_asked_for_is_found_by_every_question(measured):
 
 def test_who_draws_something_else_is_not_found(measured):
     figures, _ = measured(moved=1)
-    assert max(figure.share for figure in figures if figure.question in (TEXT, IMAGE)) < 0.3
+    assert max(figure.share.mean for figure in figures if figure.question in (TEXT, IMAGE)) < 0.3
 
 
 def test_the_other_text_names_a_subject_of_the_training(measured, pictures):

@@ -155,6 +155,7 @@ METRICS = {
             definition="1000 MMD^2 of CLIP embeddings, Gaussian kernel of sigma 10 (arXiv 2401.09603)",
             kind="set",
             higher_is_better=False,
+            floor=2,
         ),
     )
 }

@@ -63,9 +63,9 @@ stages that the recipe no longer has, are of earlier runs.
 The weights are offered under CC-BY-4.0, the most demanding licence among the drawings; see `NOTICE`.
 """
 
-_NOTE = """The text alone names subjects of the training set; references are held out of training. Chance of a style is
-one in eight: always drawing in the style that is commonest among the references would do somewhat better. How often
-the probe knows the style of a real picture stands in its own rows."""
+_NOTE = """The text alone names subjects of the training set; references are held out of training. Intervals are over
+subjects. Chance of a style is that of always drawing in the style that is commonest among the references. How often the
+probe knows the style of a real picture stands in its own rows."""
 
 
 def model_card(figures: dict[str, dict[str, Any]], quality: str) -> str:

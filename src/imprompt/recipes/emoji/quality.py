@@ -7,7 +7,6 @@ Three questions, each with an answer of 0 or 1 a picture:
 * text alone: is what comes out nearer to its subject than to nine other subjects of the training set?
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from imprompt.emoji.bundle import ADAPTER_FILES, AdapterName
 from imprompt.emoji.styles import STYLES
+from imprompt.evaluation.intervals import Interval, bootstrap
 from imprompt.generation.pipelines import default_device
 from imprompt.recipes.emoji import dataset
 from imprompt.recipes.emoji.base import base_pipeline
@@ -47,7 +47,7 @@ class QualityConfig(DrawingSettings):
         seed: Of the choice of pictures, of the noise and of the candidates.
     """
 
-    num_pictures: int = 256
+    num_pictures: int = 128
     num_steps: int = 20
     device: str = field(default_factory=lambda: str(default_device()))
     autocast: NumberFormat = "no"
@@ -57,26 +57,28 @@ class QualityConfig(DrawingSettings):
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured share: how many pictures of how many, and what chance would give."""
+    """One measured share of pictures.
+
+    Attributes:
+        question: Which of the three.
+        setting: Whose pictures, of which split.
+        share: Mean over subjects, with an interval over them: pictures of one subject are not independent.
+        chance: What is right without looking: one in ten, or always the commonest style of the references.
+    """
 
     question: str
     setting: str
-    share: float
-    num_pictures: int
+    share: Interval
     chance: float
-
-    @property
-    def margin(self) -> float:
-        """Half of the 95 % interval of a share of independent pictures."""
-        return 1.96 * math.sqrt(self.share * (1 - self.share) / self.num_pictures)
 
     def as_row(self) -> str:
         """The figure as a row of a Markdown table."""
-        share, chance = f"{100 * self.share:.1f} % ± {100 * self.margin:.1f}", f"{100 * self.chance:.1f} %"
-        return f"| {self.question} | {self.setting} | {share} | {chance} | {self.num_pictures} |"
+        share = f"{self.share.mean:.1%} [{self.share.low:.1%}, {self.share.high:.1%}]".replace("%", " %")
+        numbers = f"{self.share.num_values} | {self.share.num_groups}"
+        return f"| {self.question} | {self.setting} | {share} | {100 * self.chance:.1f} % | {numbers} |"
 
 
-TABLE_HEAD = "| question | setting | share | chance | pictures |\n|---|---|---|---|---|"
+TABLE_HEAD = "| question | setting | share, 95 % interval | chance | pictures | subjects |\n|---|---|---|---|---|---|"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +94,16 @@ class HeldOutPictures:
     title: str
     references: list[Reference]
     verdict: Verdict
+
+    @property
+    def commonest_style(self) -> float:
+        """Share of the references that the commonest style has."""
+        styles = [one.style for one in self.references]
+        return max(styles.count(style) for style in styles) / len(styles)
+
+    def over(self, hits: Float[Tensor, " pictures"]) -> Interval:
+        """Share of hits among pictures drawn from the references."""
+        return _over([one.subject for one in self.references], hits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,25 +169,28 @@ def _text_alone(pictures: dataset.EmojiPictures, standard: Standard, config: Qua
     seen = judge(sample(pipe, config, texts, [noise_seed(config.seed, number) for number in numbers])).subject
     candidates = drawings(pictures, [subject.label for subject in subjects], judge)
     hits = ten_way(seen - standard.mean, candidates - standard.mean, seed=config.seed)
-    return _share("text alone: subject found among ten", "training subjects", hits, 0.1)
+    labels = [subject.label for subject in subjects]
+    return Figure("text alone: subject found among ten", "training subjects", _over(labels, hits), 0.1)
 
 
 def _image_alone(name: AdapterName, held_out: HeldOutPictures, standard: Standard, config: QualityConfig) -> Figure:
     seen = _drawn(Setting(adapter=name), held_out, config).subject
     hits = ten_way(seen - standard.mean, held_out.verdict.subject - standard.mean, seed=config.seed)
-    return _share("image alone: reference found among ten", f"{name} adapter, {held_out.title}", hits, 0.1)
+    question, setting = "image alone: reference found among ten", f"{name} adapter, {held_out.title}"
+    return Figure(question, setting, held_out.over(hits), 0.1)
 
 
 def _style_kept(name: AdapterName, held_out: HeldOutPictures, standard: Standard, config: QualityConfig) -> Figure:
     setting = Setting(adapter=name, weight=config.style_weight, text="other")
     hits = recognised(standard.probe, _drawn(setting, held_out, config), held_out.references)
     question = f"text names another subject (weight {config.style_weight}): style recognised"
-    return _share(question, f"{name} adapter, {held_out.title}", hits, 1 / len(STYLES))
+    return Figure(question, f"{name} adapter, {held_out.title}", held_out.over(hits), held_out.commonest_style)
 
 
 def _judge_itself(held_out: HeldOutPictures, standard: Standard) -> Figure:
     hits = recognised(standard.probe, held_out.verdict, held_out.references)
-    return _share("the probe itself: style recognised", f"real pictures, {held_out.title}", hits, 1 / len(STYLES))
+    question, setting = "the probe itself: style recognised", f"real pictures, {held_out.title}"
+    return Figure(question, setting, held_out.over(hits), held_out.commonest_style)
 
 
 def _drawn(setting: Setting, held_out: HeldOutPictures, config: QualityConfig) -> Verdict:
@@ -184,5 +199,7 @@ def _drawn(setting: Setting, held_out: HeldOutPictures, config: QualityConfig) -
     return judge(draw(held_out.references, [noise_seed(config.seed, one.number) for one in held_out.references]))
 
 
-def _share(question: str, setting: str, hits: Float[Tensor, " pictures"], chance: float) -> Figure:
-    return Figure(question, setting, hits.mean().item(), len(hits), chance)
+def _over(subjects: Sequence[str], hits: Float[Tensor, " pictures"]) -> Interval:
+    """Share of hits, with an interval over subjects."""
+    places = [(subject, number) for number, subject in enumerate(subjects)]
+    return bootstrap(hits.tolist(), places)
