@@ -53,6 +53,7 @@ class StructureConfig:
         preview_every: Steps between previews.
         empty_caption: Fraction of captions that are dropped, so that the condition alone tells the shape.
         styled_captions: Fraction of captions that name the style.
+        timestep_shift: Above 1, more of the timesteps are those of strong noise, where edges and colours are decided.
         everything: Train on all emoji, not only on the things.
     """
 
@@ -62,6 +63,7 @@ class StructureConfig:
     preview_every: int = 200
     empty_caption: float = 0.4
     styled_captions: float = 0.5
+    timestep_shift: float = 3.0
     everything: bool = False
 
 
@@ -150,7 +152,10 @@ class StructureTask:
         """Pictures at random timesteps, captions some of which are empty, and conditions."""
         config = self.config
         batch = self.examples.captioned_batch(
-            draw, empty_caption=config.empty_caption, styled_captions=config.styled_captions
+            draw,
+            empty_caption=config.empty_caption,
+            styled_captions=config.styled_captions,
+            timestep_shift=config.timestep_shift,
         )
         control = as_control(self.conditions[batch.noisy.views, batch.noisy.members])
         return ControlledBatch(batch.noisy, batch.token_ids, control)
