@@ -33,7 +33,7 @@ def compare(
         where += "" if row.series == row.other_series else f" to {row.other_series[1]:g}"
         among = "" if row.is_of_all else f"  ({change.num_values} shared of {row.num_first} and {row.num_second})"
         typer.echo(
-            f"{metric.title:18s} {where:14s} {row.first.mean:.4f} -> {row.second.mean:.4f}  "
+            f"{metric.title:18s} {where:22s} {row.first.mean:.4f} -> {row.second.mean:.4f}  "
             f"change {change.told('+.4f')}  {verdict(change, metric.higher_is_better)}{among}"
         )
     for name, (one, other) in differing_settings(before, after).items():

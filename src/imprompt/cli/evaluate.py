@@ -33,7 +33,7 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
     ] = None,
     metrics: Annotated[str | None, typer.Option(help="What to measure, separated by commas.")] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="A text of every subject; {subject} is its name. Repeatable.")
+        list[str] | None, typer.Option(help="A text of every subject, {subject} in dreambench and sweep; repeatable.")
     ] = None,
     scales: Annotated[str | None, typer.Option(help="Weights of the image prompt, separated by commas.")] = None,
     num_seeds: Annotated[int | None, typer.Option(help="Pictures of each subject, prompt and weight.")] = None,
@@ -154,9 +154,11 @@ def _draw(
     batch_size: int,
 ) -> tuple[int, dict[str, Any]]:
     from imprompt.evaluation.cluster import Drawing, draw_on_ray
-    from imprompt.evaluation.runner import draw_share, items_in, models_of, num_missing
+    from imprompt.evaluation.runner import check_numbers, draw_share, items_in, models_of, num_missing
 
-    for note in _notes(protocol, items_in(protocol, source, limit)):  # a wrong folder is told before a model is loaded
+    items = items_in(protocol, source, limit)  # a wrong folder is told before a model is loaded
+    check_numbers(protocol, items)
+    for note in _notes(protocol, items) if share[0] == 0 else ():
         typer.echo(note, err=True)
     options: dict[str, Any] = {"share": share, "limit": limit, "batch_size": batch_size}
     with plain_words(remedy="a smaller --batch-size"):
@@ -181,11 +183,9 @@ def _notes(protocol: "Protocol", items: "Sequence[Item]") -> Iterator[str]:
     cases = dict.fromkeys(item.case for item in items)
     silent = [case for case in cases if not case.caption]
     if 0 < len(silent) < len(cases):
-        names = ", ".join(case.references[0].with_suffix(".txt").name for case in silent[:3])
-        yield (
-            f"{len(silent)} of {len(cases)} pictures {'has' if len(silent) == 1 else 'have'} no caption ({names}"
-            f"{', ...' if len(silent) > 3 else ''}): CLIP-T leaves them out, and the text alone is told nothing there"
-        )
+        names = ", ".join(case.references[0].name for case in silent[:3]) + (", ..." if len(silent) > 3 else "")
+        left_out = "CLIP-T leaves them out, and " if "clip_t" in protocol.metrics else ""
+        yield f"{len(silent)} of {len(cases)} have no caption ({names}): {left_out}the text alone is told nothing there"
 
 
 def _score(

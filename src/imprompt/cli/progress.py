@@ -5,8 +5,12 @@ Of the processes that a launcher starts on a machine, which all write to one ter
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from imprompt.core.ranks import local_rank
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @contextmanager
@@ -17,7 +21,6 @@ def progress_bar(description: str, *, unit: str = "") -> Iterator[Callable[[int,
         description: Of what is going on.
         unit: What a step is called where its rate is of interest, as "samples".
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -44,7 +47,7 @@ def progress_bar(description: str, *, unit: str = "") -> Iterator[Callable[[int,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True, quiet=bool(local_rank()))
+    console = _console()
     silent = console.quiet or not console.is_terminal  # else an empty line is left in logs
     with Progress(*columns, console=console, transient=True, disable=silent, redirect_stdout=False) as progress:
         task = progress.add_task(description, total=None)
@@ -54,7 +57,12 @@ def progress_bar(description: str, *, unit: str = "") -> Iterator[Callable[[int,
 @contextmanager
 def busy(description: str) -> Iterator[None]:
     """Show that something of unknown length is going on."""
+    with _console().status(description):
+        yield
+
+
+def _console() -> "Console":
+    """Where progress is shown: stderr, of the first process of a machine."""
     from rich.console import Console
 
-    with Console(stderr=True, quiet=bool(local_rank())).status(description):
-        yield
+    return Console(stderr=True, quiet=bool(local_rank()))

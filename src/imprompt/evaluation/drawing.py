@@ -112,9 +112,9 @@ def claim(folder: Path, protocol: Protocol, models: Mapping[str, Any], cases: Se
     file = folder / RUN
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     said = json.loads(json.dumps({"models": models, "settings": settings}))
-    known_settings = before.get("settings", settings)
+    known_settings = before.get("settings", said["settings"])
     changed = [
-        f"{name} ({known_settings.get(name)} there, {value} now)"
+        f"{'protocol' if name == 'name' else name} ({known_settings.get(name)} there, {value} now)"
         for name, value in said["settings"].items()
         if known_settings.get(name) != value
     ]

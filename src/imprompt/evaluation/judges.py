@@ -258,7 +258,7 @@ def check_judges(given: Mapping[str, str], wanted: Sequence[str]) -> None:
         if slot not in given and slot not in ADDRESSES and slot != "mobilenet":
             place = "FILE" if slot == "inception" else "FOLDER"
             readers = ", ".join(metric.name for metric in METRICS.values() if metric.judge == slot)
-            raise EvaluationError(f"no judge {slot!r}, which {readers} read; give --judge {slot}={place}")
+            raise EvaluationError(f"no judge {slot!r}, for the metrics {readers}; give --judge {slot}={place}")
         if slot == "mobilenet":
             package_folder()
         else:

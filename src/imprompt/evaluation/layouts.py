@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from imprompt.evaluation.errors import EvaluationError
@@ -19,6 +19,7 @@ def read_folder(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
     Raises:
         EvaluationError: there are no pictures, two of one name, or a prompt with a place for a subject's name.
     """
+    _check_places(prompts)
     cases = []
     for path in _subjects_in(folder):
         beside = path.with_suffix(".txt")
@@ -33,8 +34,9 @@ def read_subjects(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
     `{subject}` in a prompt becomes the folder's name, in words. The first picture by name is the reference.
 
     Raises:
-        EvaluationError: there are no subjects, or no prompts.
+        EvaluationError: there are no subjects, no prompts, or a prompt with another place.
     """
+    _check_places(prompt.replace("{subject}", "") for prompt in prompts)
     if not prompts:
         raise EvaluationError("a protocol of subjects and prompts has no prompts; give some with --prompt or --prompts")
     subjects = [path for path in _seen_in(folder) if path.is_dir()]
@@ -52,8 +54,9 @@ def read_style_content(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
     """`style/` with pictures whose style is kept and `content.txt` with a subject a line: every style with every one.
 
     Raises:
-        EvaluationError: a part is missing.
+        EvaluationError: a part is missing, or a prompt has a place for a subject's name.
     """
+    _check_places(prompts)
     contents = prompts or tuple(line.strip() for line in _text(folder / "content.txt").splitlines() if line.strip())
     if not contents:
         raise EvaluationError(f"'{folder / 'content.txt'}' is empty; this layout wants a subject a line")
@@ -77,8 +80,9 @@ def read_coco(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
     Of a picture's five captions the one with the lowest number counts; the paper does not say which did.
 
     Raises:
-        EvaluationError: a part is missing or damaged.
+        EvaluationError: a part is missing or damaged, or a prompt has a place for a subject's name.
     """
+    _check_places(prompts)
     try:
         said = json.loads(_text(folder / "annotations" / "captions_val2017.json"))
         first: dict[int, str] = {}
@@ -162,16 +166,21 @@ def _subjects_in(folder: Path) -> list[Path]:
 
 def _cases(subject: str, references: tuple[Path, ...], prompts: tuple[str, ...], caption: str) -> list[Case]:
     """A case for each prompt; without prompts the image alone, measured against its caption."""
-    for place in (place for prompt in prompts for place in re.findall(r"{.*?}", prompt)):
-        raise EvaluationError(
-            f"a prompt has the place {place!r}, which nothing fills; protocols of subjects (dreambench, sweep) fill "
-            "{subject} with the name of a subject's folder"
-        )
     pairs: list[tuple[str, str]] = [(prompt, prompt) for prompt in prompts] or [("", caption)]
     return [
         Case(subject=subject, prompt_name=f"p{number:02d}", references=references, prompt=prompt, caption=compared)
         for number, (prompt, compared) in enumerate(pairs)
     ]
+
+
+def _check_places(prompts: Iterable[str]) -> None:
+    """Refuse a prompt with a place that nothing fills, which would be drawn as it stands."""
+    places = [place for prompt in prompts for place in re.findall(r"{.*?}", prompt)]
+    if places:
+        raise EvaluationError(
+            f"a prompt has the place {places[0]!r}, which nothing fills; only the protocols dreambench and sweep fill "
+            "{subject}, with the name of a subject's folder"
+        )
 
 
 def _existing(path: Path) -> Path:

@@ -354,5 +354,6 @@ def _compared_sets(
     else:
         change, numbers = set_change(one, other), (one["num_pictures"], other["num_pictures"])
         return Comparison(metric, series, other_series, before, after, change, *numbers)
-    logger.warning("%s of %s at %g is not compared: %s", METRICS[metric].title, *series, why)
+    at = f"{series[1]:g}" if series == other_series else f"{series[1]:g} and {other_series[1]:g}"
+    logger.warning("%s of %s at %s is not compared: %s", METRICS[metric].title, series[0], at, why)
     return None

@@ -1,5 +1,6 @@
 """An evaluation from its folder of references to `results.json` and `report.html`."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from imprompt.evaluation.metrics.table import Metric, metrics_named
 from imprompt.evaluation.protocols import Protocol
 from imprompt.evaluation.report import write_report
 from imprompt.evaluation.results import Results, measure
+from imprompt.evaluation.scoring import check_enough
 from imprompt.generation.provenance import describe_adapter, describe_pipeline, versions
 
 Progress = Callable[[int, int], None]
@@ -114,6 +116,19 @@ def items_in(protocol: Protocol, source: Path, limit: int | None) -> list[Item]:
         subjects = list(dict.fromkeys(case.subject for case in cases))[:limit]
         cases = [case for case in cases if case.subject in subjects]
     return protocol.items(cases)
+
+
+def check_numbers(protocol: Protocol, items: Sequence[Item]) -> None:
+    """Tell before hours of drawing what cannot be measured of so few pictures.
+
+    Raises:
+        EvaluationError: a metric of kind "set" wants more pictures or references.
+    """
+    num_references = len({item.case.references[0] for item in items})
+    smallest = min(Counter((item.arm, item.scale) for item in items if item.arm != "copy").values())
+    for metric in metrics_named(protocol.metrics):
+        if metric.kind == "set":
+            check_enough(metric, smallest, num_references)
 
 
 def models_of(pipe: Any, attachment: Any) -> dict[str, Any]:

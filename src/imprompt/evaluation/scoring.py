@@ -51,6 +51,19 @@ def score_groups(
     return {place: diversity(judge.pooled(list(files))) for place, files in large.items()}
 
 
+def check_enough(metric: Metric, num_pictures: int, num_references: int) -> None:
+    """Refuse a metric of kind "set" of too few.
+
+    Raises:
+        EvaluationError: there are fewer than its floor.
+    """
+    if min(num_pictures, num_references) < metric.floor:
+        raise EvaluationError(
+            f"{metric.title} of {num_pictures} pictures against {num_references} references; it wants {metric.floor} "
+            f"or more of each: leave {metric.name!r} out of --metrics, or give more"
+        )
+
+
 def set_features(
     metric: Metric, files: Sequence[Path], references: Sequence[Path], judges: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
@@ -59,11 +72,7 @@ def set_features(
     Raises:
         EvaluationError: there are too few of them.
     """
-    if min(len(files), len(references)) < metric.floor:
-        raise EvaluationError(
-            f"{metric.title} of {len(files)} pictures against {len(references)} references; it wants {metric.floor} or "
-            f"more of each: leave {metric.name!r} out of --metrics, or give more"
-        )
+    check_enough(metric, len(files), len(references))
     judge = judges[metric.judge or ""]
     return judge.pooled(list(files)), judge.pooled(list(references))
 

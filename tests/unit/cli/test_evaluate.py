@@ -126,7 +126,7 @@ def test_a_reference_that_cannot_be_read_is_told_in_a_sentence(evaluate, referen
 def test_pictures_without_a_caption_have_no_likeness_to_one_and_are_counted(evaluate, references):
     (references / "subject-1.txt").unlink()
     code, out, err = evaluate(metrics="clip_t")
-    assert code == 0 and "1 of 2 pictures has no caption (subject-1.txt)" in err
+    assert code == 0 and "1 of 2 have no caption (subject-1.png): CLIP-T leaves them out" in err
     (adapter,) = [line for line in out.splitlines() if line.startswith("adapter")]
     assert adapter.count("2 without") == 1
 
@@ -212,6 +212,7 @@ def test_one_subject_has_a_mean_and_decides_nothing(evaluate, run):
         (("--judge", "clip=nowhere"), "the judge 'clip' is to be 'nowhere', which cannot be had"),
         (("--judge", "clip=nobody/nothing"), "'nobody/nothing' is not on this machine and could not be downloaded"),
         (("--judge", "clip=references"), "which has no config.json"),
+        (("--metrics", "cmmd", "--limit", "1"), "CMMD of 2 pictures against 1 references; it wants 2 or more"),
         (("--metrics", "dinov2"), "the judge 'dinov2' is to be 'facebook/dinov2-small', which cannot be had"),
     ],
 )

@@ -71,7 +71,7 @@ def test_a_cluster_draws_nothing_twice_and_no_more_than_its_share(evaluate, ray,
 def test_what_stops_a_task_is_told_in_a_sentence(evaluate, ray):
     assert evaluate("--engine", "ray")[0] == 0
     code, _, err = evaluate("--engine", "ray", "--guidance-scale", 2)
-    assert code == 1 and "pictures of other settings" in err and len(ray.cancelled) == 7
+    assert code == 1 and "pictures of other guidance_scale (" in err and len(ray.cancelled) == 7
 
 
 @pytest.mark.ray
@@ -84,6 +84,6 @@ def test_ray_itself_draws_the_same(evaluate):
         assert code == 0 and out.endswith("there/report.html\n"), err
         assert same_pictures(Path("here"), Path("there"))
         code, _, err = evaluate("-o", "there", "--engine", "ray", "--guidance-scale", 2)
-        assert code == 1 and "pictures of other settings" in err
+        assert code == 1 and "pictures of other guidance_scale (" in err
     finally:
         ray.shutdown()

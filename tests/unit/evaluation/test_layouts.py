@@ -115,6 +115,7 @@ def test_what_begins_with_a_dot_is_no_picture_no_text_and_no_subject(tmp_path: P
         (lambda folder: read_subjects(picture(folder / "cat" / "0.png").parents[1], ("a {}",)), "has the place '{}'"),
         (lambda folder: read_folder(picture(folder / "0.png").parent, ("a {subject}",)), "has the place '{subject}'"),
         (lambda folder: read_style_content(folder, ()), "content.txt"),
+        (lambda folder: read_style_content(folder, ("a {subject}",)), "has the place '{subject}'"),
         (lambda folder: read_dreambench_plus(folder, ()), "there is no"),
         (lambda folder: read_coco(folder, ()), "captions_val2017.json"),
     ],

@@ -24,6 +24,7 @@ from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
 from imprompt.recipes.emoji.sources import Subject
 from imprompt.training.config import DropoutConfig
 from imprompt.training.loop.checkpointing import load_averaged_weights, load_checkpoint, newest_checkpoint
+from imprompt.training.loop.optimizers import computes_bfloat16
 from imprompt.training.loop.task import Draw
 
 KINDS = tuple(ABLATIONS)
@@ -153,6 +154,8 @@ def test_all_ways_see_the_same_and_begin_with_the_same_projector(task):
             assert torch.equal(getattr(batch.noisy, name), getattr(batches[0].noisy, name))
         assert torch.equal(batch.token_ids, batches[0].token_ids)
         assert torch.equal(batch.features, batches[0].features)
+    spread = Draw(0, 0, torch.zeros(16, dtype=torch.long), torch.arange(16), 16)
+    assert int((tasks[0].batch(spread).noisy.timesteps >= 500).sum()) == 12  # shifted as for the adapters that ship
     projectors = [tasks[0].model.image_proj, *(each.way.projector for each in tasks[1:])]
     assert all(torch.equal(each.proj.weight, projectors[0].proj.weight) for each in projectors)
     configs = [each.config for each in tasks]
@@ -318,11 +321,13 @@ def test_arms_draw_from_references_and_noise(trained, invented):
 
 def test_the_decoupled_arm_draws_as_an_attached_adapter_does(trained, invented):
     exact = dataclasses.replace(trained, autocast="no")
+    folder = training.train_ablation(exact, "decoupled", 0)
+    assert (folder == training.trained_folder(trained, "decoupled", 0)) == (not computes_bfloat16(torch.device("cpu")))
     drawn = training.open_ablation(exact, "decoupled", 0)(references(invented, [5]), [3])
     pipe = load_pipeline(trained.bundle, dtype=torch.float32, device="cpu")
     pipe.set_progress_bar_config(disable=True)
     adapter = build("global", pipe.unet)
-    adapter.load_state_dict(load_averaged_weights(training.trained_folder(trained, "decoupled", 0)))
+    adapter.load_state_dict(load_averaged_weights(folder))
     with attach(pipe, adapter) as images:
         images.set(ImagePrompt(references(invented, [5])[0].image))
         expected = pipe(

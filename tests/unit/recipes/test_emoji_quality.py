@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from imprompt.emoji.styles import STYLES
+from imprompt.evaluation.intervals import bootstrap
 from imprompt.recipes.emoji import quality
 from imprompt.recipes.emoji.augment import to_tensor
 from imprompt.recipes.emoji.captions import full_caption
@@ -92,6 +93,15 @@ def test_who_draws_what_is_asked_for_is_found_by_every_question(measured):
         ("global", 0.6, "other"),
     ]
     assert quality.table(figures).count("\n") == len(figures) + 1
+    chances = {figure.chance for figure in figures if figure.question == STYLE}
+    assert all(1 / 8 <= chance < 0.5 for chance in chances)
+
+
+def test_a_row_tells_the_interval_over_subjects():
+    few = quality.Figure(
+        "text", "global", bootstrap([1.0, 0.0, 1.0, 1.0], [("a", 0), ("a", 1), ("b", 2), ("b", 3)]), 0.1
+    )
+    assert few.as_row() == "| text | global | 75.0 % [25.0 %, 100.0 %] | 10.0 % | 4 | 2 |"
 
 
 def test_who_draws_something_else_is_not_found(measured):

@@ -109,6 +109,8 @@ def test_loss_of_the_denoiser_depends_on_the_draw_alone(cache, pictures):
     draws = [Draw(step, 0, rows, rows, batch_size=4) for step in (0, 0, 1)]
     losses = [task.loss(task.batch(draw))[0].item() for draw in draws]
     assert losses[0] == losses[1] != losses[2]
+    spread = Draw(0, 0, torch.zeros(6, dtype=torch.long), torch.arange(6), batch_size=6)
+    assert int((task.batch(spread).noisy.timesteps >= 500).sum()) == 4  # the noisier half of the schedule more often
 
 
 def test_a_picture_is_the_same_whoever_draws_it(cache, pictures):

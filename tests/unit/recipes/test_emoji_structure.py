@@ -113,8 +113,10 @@ def test_quality_is_read_from_a_card_as_it_was_written():
     assert read_quality(model_card({}, "")) == ""
 
 
-def test_the_card_says_how_often_conditions_are_dropped():
-    assert "dropped (the image 5 %, the text 30 %, both 5 %; the paper" in model_card({}, "")
+def test_the_card_says_how_often_conditions_are_dropped_and_which_noise_is_shown():
+    card = model_card({}, "")
+    assert "dropped (the image 5 %, the text 30 %, both 5 %; the paper" in card
+    assert "strong noise (by 3; the paper" in card
 
 
 def test_a_part_that_is_not_there_is_named(tmp_path, monkeypatch):

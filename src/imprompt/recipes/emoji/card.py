@@ -47,8 +47,9 @@ style) pairs; no part of this model saw them. `references/` holds some of the fo
 `imprompt emoji bundle`. The vision tower is taught by EfficientNet-Lite0 (ImageNet), and by subject and style as
 classes, without texts; the denoiser predicts velocities under zero terminal SNR, and its text tower is trained with it;
 the adapters are trained as in arXiv 2308.06721: frozen base, keys and values started from the text's, conditions
-dropped ({dropped}; the paper drops each way 5 %). On the packaged base follow `imprompt emoji train controlnet |
-t2i-adapter | lora | finetune`, all without image prompts; `imprompt emoji bundle --parts` packages the first three.
+dropped ({dropped}; the paper drops each way 5 %), timesteps shifted towards strong noise (by {shift:g}; the paper's are
+uniform). On the packaged base follow `imprompt emoji train controlnet | t2i-adapter | lora | finetune`, all without
+image prompts; `imprompt emoji bundle --parts` packages the first three.
 Digits behind a stage's name are the first of the hash of the base that it was trained on. Rows that say "before", and
 stages that the recipe no longer has, are of earlier runs.
 
@@ -79,6 +80,7 @@ def model_card(figures: dict[str, dict[str, Any]], quality: str) -> str:
         words=", ".join(f'"{style.word}"' for style in STYLES),
         table=_style_table(),
         dropped=_dropped(),
+        shift=recipe("global").objective.timestep_shift,
         figures=_figure_table(figures),
         quality=f"{quality.strip()}\n\n{_NOTE}" if quality else "Not measured yet: run `imprompt emoji quality`.",
     )

@@ -98,7 +98,7 @@ class DiffusionExamples:
 
         Args:
             draw: Whose.
-            timestep_shift: Above 1, more of the timesteps are early ones, of strong noise; see `shift_levels`.
+            timestep_shift: Above 1, more of the timesteps are high ones, of strong noise; see `shift_levels`.
         """
         members = self.members[draw.samples]
         views = (draw.uniform("views", 1)[:, 0] * len(self.latents)).long()

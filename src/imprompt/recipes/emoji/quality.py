@@ -8,10 +8,10 @@ Three questions, each with an answer of 0 or 1 a picture:
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -60,7 +60,7 @@ class Figure:
     """One measured share of pictures.
 
     Attributes:
-        question: Which of the three.
+        question: One of the three, or how often the style probe is right itself.
         setting: Whose pictures, of which split.
         share: Mean over subjects, with an interval over them: pictures of one subject are not independent.
         chance: What is right without looking: one in ten, or always the commonest style of the references.
@@ -73,7 +73,7 @@ class Figure:
 
     def as_row(self) -> str:
         """The figure as a row of a Markdown table."""
-        share = f"{self.share.mean:.1%} [{self.share.low:.1%}, {self.share.high:.1%}]".replace("%", " %")
+        share = self.share.told(".1%").replace("%", " %")
         numbers = f"{self.share.num_values} | {self.share.num_groups}"
         return f"| {self.question} | {self.setting} | {share} | {100 * self.chance:.1f} % | {numbers} |"
 
@@ -96,10 +96,10 @@ class HeldOutPictures:
     verdict: Verdict
 
     @property
-    def commonest_style(self) -> float:
-        """Share of the references that the commonest style has."""
-        styles = [one.style for one in self.references]
-        return max(styles.count(style) for style in styles) / len(styles)
+    def chance_of_style(self) -> float:
+        """What drawing everything in the commonest style has."""
+        styles = torch.tensor([one.style for one in self.references])
+        return max(self.over((styles == style).float()).mean for style in range(len(STYLES)))
 
     def over(self, hits: Float[Tensor, " pictures"]) -> Interval:
         """Share of hits among pictures drawn from the references."""
@@ -134,11 +134,6 @@ def measure(config: QualityConfig) -> list[Figure]:
 def table(figures: Sequence[Figure]) -> str:
     """The figures as Markdown."""
     return "\n".join([TABLE_HEAD, *(figure.as_row() for figure in figures)])
-
-
-def as_json(figures: Sequence[Figure]) -> list[dict[str, Any]]:
-    """The figures as plain data."""
-    return [asdict(figure) for figure in figures]
 
 
 def _held_out(pictures: dataset.EmojiPictures, split: HeldOut, config: QualityConfig) -> HeldOutPictures:
@@ -184,13 +179,13 @@ def _style_kept(name: AdapterName, held_out: HeldOutPictures, standard: Standard
     setting = Setting(adapter=name, weight=config.style_weight, text="other")
     hits = recognised(standard.probe, _drawn(setting, held_out, config), held_out.references)
     question = f"text names another subject (weight {config.style_weight}): style recognised"
-    return Figure(question, f"{name} adapter, {held_out.title}", held_out.over(hits), held_out.commonest_style)
+    return Figure(question, f"{name} adapter, {held_out.title}", held_out.over(hits), held_out.chance_of_style)
 
 
 def _judge_itself(held_out: HeldOutPictures, standard: Standard) -> Figure:
     hits = recognised(standard.probe, held_out.verdict, held_out.references)
     question, setting = "the probe itself: style recognised", f"real pictures, {held_out.title}"
-    return Figure(question, setting, held_out.over(hits), held_out.commonest_style)
+    return Figure(question, setting, held_out.over(hits), held_out.chance_of_style)
 
 
 def _drawn(setting: Setting, held_out: HeldOutPictures, config: QualityConfig) -> Verdict:

@@ -42,6 +42,7 @@ from imprompt.recipes.emoji.unet import Denoiser
 from imprompt.training.config import DropoutConfig, LoopConfig, OptimizerConfig
 from imprompt.training.loop.checkpointing import load_averaged_weights
 from imprompt.training.loop.distributed import resolve_device
+from imprompt.training.loop.optimizers import autocast_format
 from imprompt.training.loop.order import BatchOrder
 from imprompt.training.loop.task import Draw
 from imprompt.training.objective.dropout import draw_dropout
@@ -244,7 +245,7 @@ def _fingerprint(settings: EvidenceSettings, kind: str) -> str:
         "references": settings.num_references,
         "steps": settings.training_steps,
         "batch size": settings.training_batch_size,
-        "number format": settings.autocast,
+        "number format": str(autocast_format(settings.autocast, torch.device(settings.device))),
         "timestep shift": AblationConfig.timestep_shift,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
