@@ -40,7 +40,7 @@ class UNetConfig:
         optimizer: Pace.
         preview_every: Steps between previews.
         empty_caption: Fraction of captions that are dropped, so that text guidance works.
-        styled_captions: Fraction of captions that name the style.
+        styled_captions: Fraction of captions that name the style; people mostly name none.
         timestep_shift: Above 1, more of the timesteps are those of strong noise: a caption changes what is predicted
             only there, and captions are what is learnt slowest.
         everything: Train on all emoji, not only on the things.
@@ -50,7 +50,7 @@ class UNetConfig:
     optimizer: OptimizerConfig
     preview_every: int = 500
     empty_caption: float = 0.12
-    styled_captions: float = 0.8
+    styled_captions: float = 0.6
     timestep_shift: float = 2.0
     everything: bool = False
 
