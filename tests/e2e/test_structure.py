@@ -106,6 +106,10 @@ def test_a_t2i_adapter_gives_the_colours_and_the_image_prompt_the_rest(t2i_adapt
     assert colour_error(made, grids) < colour_error(plain, grids) - 0.002  # an image prompt of weight 1 outweighs it
     assert colour_error(alone, grids) < colour_error(plain, grids) - 0.035
     assert like_references(made) > like_references(alone) + 0.3
+    lighter = [[ImagePrompt(reference, weight=0.3)] for reference in REFERENCES]
+    both, prompted = follow(pipe, rows=lighter, image=GRIDS), follow(pipeline(), rows=lighter)
+    assert colour_error(both, grids) < colour_error(prompted, grids) - 0.014
+    assert like_references(both) > like_references(alone) + 0.3
 
 
 def test_a_lora_gives_the_look_and_the_image_prompt_the_subject(lora, plain, like_references):
