@@ -14,18 +14,11 @@ from imprompt.recipes.emoji.looks import Look
 from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import build_scheduler
 from imprompt.recipes.emoji.tokenizer import tokenise
+from imprompt.training.config import ObjectiveConfig
 from imprompt.training.loop.task import Draw
-from imprompt.training.objective.objective import (
-    add_noise,
-    diffusion_loss,
-    discrete_timesteps,
-    shift_levels,
-    snr_weights,
-    spread_places,
-    training_target,
-)
+from imprompt.training.objective.noise import noise_process
+from imprompt.training.objective.objective import diffusion_loss
 
-SNR_GAMMA = 5.0
 LABEL_PROBABILITY = 0.8
 
 
@@ -86,9 +79,7 @@ class DiffusionExamples:
         self.latents = latent_views(models / "vae", pictures, look)
         self.captions = caption_table(pictures)
         self.token_ids = tokenise(self.captions.texts, models / "tokenizer")
-        scheduler = build_scheduler()
-        self.alphas_cumprod = scheduler.alphas_cumprod
-        self.prediction_type = scheduler.config["prediction_type"]
+        self.scheduler = build_scheduler()
 
     def __len__(self) -> int:
         return len(self.members)
@@ -103,17 +94,16 @@ class DiffusionExamples:
         members = self.members[draw.samples]
         views = (draw.uniform("views", 1)[:, 0] * len(self.latents)).long()
         clean = self.latents[views, members]
-        noise = draw.normal("noise", tuple(clean.shape[1:]))
-        places = draw.per_row("timesteps", lambda generator, rows: spread_places(rows, generator))
-        timesteps = discrete_timesteps(shift_levels(places, timestep_shift), len(self.alphas_cumprod))
-        alphas = self.alphas_cumprod[timesteps]
+        objective = ObjectiveConfig(min_snr_gamma=5.0, snr_offset=1.0, timestep_shift=timestep_shift)
+        process = noise_process(self.scheduler, objective)
+        noise, timesteps = process.noise(draw, clean.shape[1:]), process.draw(draw)
         return NoisyBatch(
             members=members,
             views=views,
-            noisy=add_noise(clean, noise, alphas),
+            noisy=process.add(clean, noise, timesteps),
             timesteps=timesteps,
-            target=training_target(clean, noise, alphas, self.prediction_type),
-            weights=snr_weights(alphas, self.prediction_type, gamma=SNR_GAMMA, offset=1.0),
+            target=process.target(clean, noise, timesteps),
+            weights=process.weights(timesteps),
         )
 
     def captioned_batch(

@@ -9,6 +9,7 @@ Three questions, each with an answer of 0 or 1 a picture:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ class HeldOutPictures:
     references: list[Reference]
     verdict: Verdict
 
-    @property
+    @cached_property
     def chance_of_style(self) -> float:
         """What drawing everything in the commonest style has."""
         styles = torch.tensor([one.style for one in self.references])
@@ -162,9 +163,9 @@ def _text_alone(pictures: dataset.EmojiPictures, standard: Standard, config: Qua
     texts = [full_caption(subject, style) for subject, style in zip(subjects, styles, strict=True)]
     pipe = base_pipeline(bundle=config.bundle).to(config.device)
     seen = judge(sample(pipe, config, texts, [noise_seed(config.seed, number) for number in numbers])).subject
-    candidates = drawings(pictures, [subject.label for subject in subjects], judge)
-    hits = ten_way(seen - standard.mean, candidates - standard.mean, seed=config.seed)
     labels = [subject.label for subject in subjects]
+    candidates = drawings(pictures, labels, judge)
+    hits = ten_way(seen - standard.mean, candidates - standard.mean, seed=config.seed)
     return Figure("text alone: subject found among ten", "training subjects", _over(labels, hits), 0.1)
 
 

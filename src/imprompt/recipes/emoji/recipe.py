@@ -19,7 +19,7 @@ SIZE = 64
 
 
 def recipe(kind: AdapterKind) -> TrainConfig:
-    """The recipe of the adapters that ship: 4,000 steps of 32 pictures and their mirror images, averaged weights.
+    """4,000 steps of 32 pictures and their mirror images, averaged weights; what ships had more, as its card says.
 
     Min-SNR weights reach pure noise, which decides subject and palette under the base's zero terminal signal. The
     paper's learning rate of 1e-4 is for a million steps of 64; here are thousands of 32. For the same reason the text
