@@ -14,6 +14,7 @@ from imprompt.cli.split import Engine, split_of
 from imprompt.core.errors import PromptError
 
 if TYPE_CHECKING:
+    from imprompt.evaluation.drawing import Progress
     from imprompt.evaluation.items import Item
     from imprompt.evaluation.protocols import Protocol
     from imprompt.evaluation.results import Results
@@ -83,9 +84,10 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
     judges, least = _pairs(judge, "--judge"), _bounds(fail_under)
     _check_judges(chosen, judges)
     _check_bounds(chosen, least)
+    items = _items(chosen, source, limit)  # a wrong folder is told before a model is loaded
     missing, models = _draw(
-        chosen, source, output, Models(base, adapter, encoder, faces, chosen.scheduler),
-        engine=engine, share=split_of(split), limit=limit, batch_size=batch_size,
+        chosen, items, output, Models(base, adapter, encoder, faces, chosen.scheduler),
+        engine=engine, share=split_of(split), batch_size=batch_size,
     )  # fmt: skip
     if missing:
         typer.echo(
@@ -93,7 +95,7 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
             "or this command without --split"
         )
         return
-    results = _score(chosen, source, output, models, judges, limit)
+    results = _score(chosen, items, output, models, judges)
     for line in _lines(results):
         typer.echo(line)
     typer.echo(output / "report.html")
@@ -142,35 +144,54 @@ class Models:
         return pipe, attach_adapter(pipe, {name: getattr(self, name, None) for name in NAMES})
 
 
+def _items(protocol: "Protocol", source: Path, limit: int | None) -> "list[Item]":
+    from imprompt.evaluation.runner import check_numbers, items_in
+
+    items = items_in(protocol, source, limit)
+    check_numbers(protocol, items)
+    return items
+
+
 def _draw(
     protocol: "Protocol",
-    source: Path,
+    items: "Sequence[Item]",
     output: Path,
     models: Models,
     *,
     engine: Engine,
     share: tuple[int, int],
-    limit: int | None,
     batch_size: int,
 ) -> tuple[int, dict[str, Any]]:
     from imprompt.evaluation.cluster import Drawing, draw_on_ray
-    from imprompt.evaluation.runner import check_numbers, draw_share, items_in, models_of, num_missing
+    from imprompt.evaluation.runner import draw_share, models_of, num_missing
 
-    items = items_in(protocol, source, limit)  # a wrong folder is told before a model is loaded
-    check_numbers(protocol, items)
     for note in _notes(protocol, items) if share[0] == 0 else ():
         typer.echo(note, err=True)
-    options: dict[str, Any] = {"share": share, "limit": limit, "batch_size": batch_size}
+    options: dict[str, Any] = {"share": share, "batch_size": batch_size}
     with plain_words(remedy="a smaller --batch-size"):
         if engine is Engine.RAY:
-            drawing = Drawing(load=models, protocol=protocol, source=source, folder=output, **options)
+            drawing = Drawing(load=models, protocol=protocol, items=items, folder=output, **options)
             with progress_bar("drawing") as bar:
                 return draw_on_ray(drawing, bar)
         with busy("loading"):
             pipe, attachment = models()
         with progress_bar("drawing") as bar, attachment:
-            drawn = draw_share(pipe, attachment, protocol, source, output, progress=bar, **options)
-            return num_missing(protocol, source, output, limit, drawn=drawn), models_of(pipe, attachment)
+            drawn = draw_share(pipe, attachment, protocol, items, output, progress=_told(bar), **options)
+            return num_missing(items, output, drawn=drawn), models_of(pipe, attachment)
+
+
+def _told(progress: "Progress") -> "Progress":
+    """Progress that says at its beginning how many pictures are there from an earlier run."""
+    has_begun = False
+
+    def tell(done: int, total: int) -> None:
+        nonlocal has_begun
+        if done and not has_begun:
+            typer.echo(f"{done} of {total} pictures are there and are not drawn again", err=True)
+        has_begun = True
+        progress(done, total)
+
+    return tell
 
 
 def _notes(protocol: "Protocol", items: "Sequence[Item]") -> Iterator[str]:
@@ -189,12 +210,12 @@ def _notes(protocol: "Protocol", items: "Sequence[Item]") -> Iterator[str]:
 
 
 def _score(
-    protocol: "Protocol", source: Path, output: Path, models: dict[str, Any], judges: dict[str, str], limit: int | None
+    protocol: "Protocol", items: "Sequence[Item]", output: Path, models: dict[str, Any], judges: dict[str, str]
 ) -> "Results":
     from imprompt.evaluation.runner import score
 
     with busy("judging"):
-        return score(protocol, source, output, models, judges=judges, limit=limit)
+        return score(protocol, items, output, models, judges=judges)
 
 
 def _lines(results: "Results") -> list[str]:

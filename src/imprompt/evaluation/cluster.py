@@ -1,6 +1,6 @@
 """Drawing on a Ray cluster: a task draws one share, with a pipeline that its process keeps for the next."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -9,9 +9,9 @@ from typing import Any
 
 from imprompt.core.ray import join_cluster, num_at_once, run_tasks
 from imprompt.evaluation.drawing import Progress
-from imprompt.evaluation.items import share_of
+from imprompt.evaluation.items import Item, share_of
 from imprompt.evaluation.protocols import Protocol
-from imprompt.evaluation.runner import draw_share, items_in, models_of, num_missing
+from imprompt.evaluation.runner import draw_share, models_of, num_missing
 
 TASKS_EACH = 4
 """Tasks for each that runs at a time, so that fast machines draw more and little is repeated where one is lost."""
@@ -23,20 +23,18 @@ class Drawing:
 
     Attributes:
         load: gives base and adapter; it is hashable, so that a process calls it once.
-        protocol: what is drawn.
-        source: folder of references.
+        protocol: how pictures are drawn.
+        items: all pictures of the run.
         folder: the run's.
         share: number of this command among those that share the work, and how many there are.
-        limit: least number of first subjects to take; None takes all.
         batch_size: pictures at once.
     """
 
     load: Callable[[], tuple[Any, Any]]
     protocol: Protocol
-    source: Path
+    items: Sequence[Item]
     folder: Path
     share: tuple[int, int] = (0, 1)
-    limit: int | None = None
     batch_size: int = 4
 
 
@@ -49,7 +47,7 @@ def draw_on_ray(drawing: Drawing, progress: Progress) -> tuple[int, dict[str, An
     Raises:
         ImpromptError: Ray is not installed, or a task was lost again and again.
     """
-    own = share_of(items_in(drawing.protocol, drawing.source, drawing.limit), *drawing.share)
+    own = share_of(drawing.items, *drawing.share)
     ray = join_cluster()
     num_tasks = max(1, min(TASKS_EACH * num_at_once(ray), ceil(len(own) / drawing.batch_size)))
     done, models = 0, {}
@@ -61,7 +59,7 @@ def draw_on_ray(drawing: Drawing, progress: Progress) -> tuple[int, dict[str, An
         progress(done, len(own))
 
     run_tasks(ray, draw_task, (drawing, num_tasks), range(num_tasks), count)
-    return num_missing(drawing.protocol, drawing.source, drawing.folder, drawing.limit, drawn=own), models
+    return num_missing(drawing.items, drawing.folder, drawn=own), models
 
 
 def draw_task(told: tuple[Drawing, int], number: int) -> tuple[int, dict[str, Any]]:
@@ -78,8 +76,8 @@ def draw_task(told: tuple[Drawing, int], number: int) -> tuple[int, dict[str, An
     pipe, attachment, models = _loaded(drawing.load)
     index, num_shares = drawing.share
     own = draw_share(
-        pipe, attachment, drawing.protocol, drawing.source, drawing.folder,
-        share=(index + num_shares * number, num_shares * num_tasks), limit=drawing.limit, batch_size=drawing.batch_size,
+        pipe, attachment, drawing.protocol, drawing.items, drawing.folder,
+        share=(index + num_shares * number, num_shares * num_tasks), batch_size=drawing.batch_size,
     )  # fmt: skip
     return len(own), models
 

@@ -20,15 +20,14 @@ from imprompt.generation.provenance import describe_adapter, describe_pipeline, 
 Progress = Callable[[int, int], None]
 
 
-def draw_share(  # noqa: PLR0913  (who draws what, where, and which part of it)
+def draw_share(
     pipe: Any,
     attachment: Any,
     protocol: Protocol,
-    source: Path,
+    items: Sequence[Item],
     folder: Path,
     *,
     share: tuple[int, int] = (0, 1),
-    limit: int | None = None,
     batch_size: int = 4,
     progress: Progress | None = None,
 ) -> list[Item]:
@@ -37,18 +36,16 @@ def draw_share(  # noqa: PLR0913  (who draws what, where, and which part of it)
     Args:
         pipe: the base.
         attachment: the adapter on it.
-        protocol: what is drawn.
-        source: folder of references in the protocol's layout.
+        protocol: how they are drawn.
+        items: all pictures of the run; see `items_in`.
         folder: the run's.
         share: number of this process, and how many there are.
-        limit: least number of first subjects to take; None takes all.
         batch_size: pictures at once.
         progress: called with pictures there and wanted.
 
     Returns:
         The share, all of which is there.
     """
-    items = items_in(protocol, source, limit)
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder, protocol, models_of(pipe, attachment), list(dict.fromkeys(item.case for item in items)))
     own = share_of(items, *share)
@@ -56,38 +53,34 @@ def draw_share(  # noqa: PLR0913  (who draws what, where, and which part of it)
     return own
 
 
-def num_missing(
-    protocol: Protocol, source: Path, folder: Path, limit: int | None, *, drawn: Sequence[Item] = ()
-) -> int:
+def num_missing(items: Sequence[Item], folder: Path, *, drawn: Sequence[Item] = ()) -> int:
     """Pictures that are still to be drawn.
 
     Args:
-        protocol: what is drawn.
-        source: folder of references in the protocol's layout.
+        items: all pictures of the run.
         folder: the run's.
-        limit: least number of first subjects to take; None takes all.
         drawn: those that were checked or written just now, and are not looked at again.
     """
     known = {item.key for item in drawn if item.arm != "copy"}
-    return sum(not is_drawn(folder, item) for item in items_in(protocol, source, limit) if item.key not in known)
+    return sum(not is_drawn(folder, item) for item in items if item.key not in known)
 
 
 def score(
-    protocol: Protocol,
-    source: Path,
-    folder: Path,
-    models: Mapping[str, Any],
-    *,
-    judges: Mapping[str, str],
-    limit: int | None = None,
+    protocol: Protocol, items: Sequence[Item], folder: Path, models: Mapping[str, Any], *, judges: Mapping[str, str]
 ) -> Results:
     """Measure what was drawn; write `results.json` and `report.html`.
+
+    Args:
+        protocol: what is measured.
+        items: all pictures of the run, which are there.
+        folder: the run's.
+        models: base and adapters by hash; see `models_of`.
+        judges: networks that judge, by slot.
 
     Raises:
         EvaluationError: pictures are missing, or a metric cannot be measured.
     """
-    items = items_in(protocol, source, limit)
-    if missing := sum(not is_drawn(folder, item) for item in items):
+    if missing := num_missing(items, folder):
         raise EvaluationError(f"{missing} of {len(items)} pictures are not drawn yet; run the same command to go on")
     metrics = metrics_named(protocol.metrics)
     loaded = load_judges(judges, slots_of(metrics), folder / "features")
@@ -110,7 +103,13 @@ def score(
 
 
 def items_in(protocol: Protocol, source: Path, limit: int | None) -> list[Item]:
-    """All pictures of a protocol, of the first subjects alone where a limit is given."""
+    """All pictures of a protocol.
+
+    Args:
+        protocol: what is drawn.
+        source: folder of references in the protocol's layout.
+        limit: how many of the first subjects to take; None takes all.
+    """
     cases = protocol.cases(source)
     if limit is not None:
         subjects = list(dict.fromkeys(case.subject for case in cases))[:limit]

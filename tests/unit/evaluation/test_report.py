@@ -18,6 +18,17 @@ PROTOCOL = {
     "seed": 7, "scales": [0.2, 1.0],
 }  # fmt: skip
 
+MODELS = {
+    "base": {
+        "pipeline": "StableDiffusionPipeline", "name": "sd15", "scheduler": "DDIMScheduler", "loras": ["sepia"],
+        "sha256": {"unet": {"model.safetensors": "0123456789abcdef0123"}},
+    },
+    "adapters": [
+        {"name": "plus", "file": "ip-adapter-plus.safetensors", "sha256": "fedcba98765432100123"},
+        {"name": "global", "sha256_tensors": "00112233445566778899"},
+    ],
+}  # fmt: skip
+
 
 def row(scale: float, value: float, arm: Arm = "adapter", **values: float) -> Row:
     return Row(
@@ -27,7 +38,8 @@ def row(scale: float, value: float, arm: Arm = "adapter", **values: float) -> Ro
 
 
 def results_of(rows: list[Row], **protocol: Any) -> Results:
-    return Results(protocol={**PROTOCOL, **protocol}, models={}, judges={}, rows=rows, groups=[], sets=[], versions={})
+    said = {"protocol": {**PROTOCOL, **protocol}, "models": MODELS, "versions": {"torch": "2.13.0"}}
+    return Results(**said, judges={}, rows=rows, groups=[], sets=[])
 
 
 def page_of(results: Results, folder: Path) -> str:
@@ -50,6 +62,14 @@ def test_a_report_tells_its_settings_and_shows_any_likeness_over_the_weight(tmp_
     assert "20 steps, guidance 3, sampler of the base, seeds 7 to 8, weights 0.2, 1." in page
     assert "Over the weight" in page and "against" not in page  # nothing was measured to the text
     assert page.count("data:image/png;base64,") == 1 + 2
+
+
+def test_a_report_tells_which_files_drew(tmp_path: Path) -> None:
+    page = page_of(results_of([row(1.0, 0.5)]), tmp_path)
+    assert "<td>StableDiffusionPipeline, DDIMScheduler, LoRA sepia<td>sd15<td>" in page
+    assert "<td>unet<td>model.safetensors<td>0123456789abcdef<" in page
+    assert "<td>adapter plus<td>ip-adapter-plus.safetensors<td>fedcba9876543210<" in page
+    assert "<td>adapter global<td>its tensors<td>0011223344556677<" in page and "torch 2.13.0" in page
 
 
 def test_sheets_mix_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
