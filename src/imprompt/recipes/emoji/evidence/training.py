@@ -120,7 +120,8 @@ class AblationTask:
         """Pictures at random timesteps, with their captions and images, some of which are dropped."""
         no_image, no_text = draw_dropout(self.config.dropout, draw)
         token_ids = self.examples.captions_of(draw, no_text, styled_probability=STYLED_CAPTIONS)
-        noisy = self.examples.noisy_batch(draw, timestep_shift=self.config.timestep_shift)
+        upright = torch.zeros_like(no_image)  # no mirror images, as for the global adapter: see `recipe`
+        noisy = self.examples.noisy_batch(draw, may_mirror=upright, timestep_shift=self.config.timestep_shift)
         features = self.features[noisy.views, draw.samples].masked_fill(no_image[:, None], 0.0)
         return PromptedBatch(noisy, token_ids, features)
 
