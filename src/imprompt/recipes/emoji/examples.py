@@ -85,19 +85,19 @@ class DiffusionExamples:
         return len(self.members)
 
     def noisy_batch(
-        self, draw: Draw, *, may_mirror: Bool[Tensor, " batch"] | None = None, timestep_shift: float = 1.0
+        self, draw: Draw, *, varies: Bool[Tensor, " batch"] | None = None, timestep_shift: float = 1.0
     ) -> NoisyBatch:
-        """A random view of each picture at a random timestep.
+        """A view of each picture at a random timestep.
 
         Args:
             draw: Whose.
-            may_mirror: Which pictures may come from the mirror; None is all.
+            varies: Which pictures are shown in a random view, the others as they are; None is all.
             timestep_shift: Above 1, more of the timesteps are high ones, of strong noise; see `shift_levels`.
         """
         members = self.members[draw.samples]
         views = (draw.uniform("views", 1)[:, 0] * len(self.latents)).long()
-        if may_mirror is not None:
-            views = torch.where(may_mirror, views, views & ~1)
+        if varies is not None:
+            views = views * varies
         clean = self.latents[views, members]
         objective = ObjectiveConfig(min_snr_gamma=5.0, snr_offset=1.0, timestep_shift=timestep_shift)
         process = noise_process(self.scheduler, objective)
@@ -118,7 +118,7 @@ class DiffusionExamples:
         empty_caption: float,
         styled_captions: float,
         timestep_shift: float = 1.0,
-        mirrors_captioned: bool = False,
+        varies_captioned: bool = False,
     ) -> CaptionedBatch:
         """A noisy batch under captions some of which are empty.
 
@@ -127,13 +127,13 @@ class DiffusionExamples:
             empty_caption: How often a caption is.
             styled_captions: How often it names the style.
             timestep_shift: Of the noisy batch.
-            mirrors_captioned: Whether pictures with a caption come from the mirror, too. Captions do not say which way
-                a thing faces: what is predicted of both ways at strong noise is their mean, a symmetrical blob.
+            varies_captioned: Whether pictures with a caption are mirrored and shifted, too. A caption does not say
+                which way a thing faces and where it is: what is predicted at strong noise is the mean of all ways.
         """
         is_empty = draw.uniform("empty captions", 1)[:, 0] < empty_caption
         token_ids = self.captions_of(draw, is_empty, styled_probability=styled_captions)
-        may_mirror = None if mirrors_captioned else is_empty
-        noisy = self.noisy_batch(draw, may_mirror=may_mirror, timestep_shift=timestep_shift)
+        varies = None if varies_captioned else is_empty
+        noisy = self.noisy_batch(draw, varies=varies, timestep_shift=timestep_shift)
         return CaptionedBatch(noisy, token_ids)
 
     def captions_of(

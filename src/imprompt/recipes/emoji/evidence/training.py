@@ -1,6 +1,6 @@
 """Training every way to give the base an image at the same budget, and drawing with what comes of it.
 
-The ways share samples, views, noise, timesteps, captions and what is dropped: a batch depends on seed and step alone.
+The ways share samples, noise, timesteps, captions and what is dropped: a batch depends on seed and step alone.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from imprompt.core.errors import ImpromptError
 from imprompt.core.files import atomic_write
 from imprompt.encoders.vision import VisionEncoder
 from imprompt.recipes.emoji import dataset
-from imprompt.recipes.emoji.augment import normalise
+from imprompt.recipes.emoji.augment import normalise, to_tensor
 from imprompt.recipes.emoji.base import base_pipeline, load_base
 from imprompt.recipes.emoji.custom import some_of
 from imprompt.recipes.emoji.evidence.ablations import ABLATIONS, Kind, prepare
@@ -35,7 +35,6 @@ from imprompt.recipes.emoji.evidence.references import Reference
 from imprompt.recipes.emoji.evidence.sampling import sample
 from imprompt.recipes.emoji.evidence.settings import EvidenceSettings
 from imprompt.recipes.emoji.examples import CaptionedBatch, DiffusionExamples
-from imprompt.recipes.emoji.latents import NUM_VIEWS, view
 from imprompt.recipes.emoji.recipe import recipe
 from imprompt.recipes.emoji.stage import stage_loop, train_stage
 from imprompt.recipes.emoji.unet import Denoiser
@@ -82,20 +81,20 @@ class PromptedBatch(CaptionedBatch):
     """A batch with an image for each picture.
 
     Attributes:
-        features: What the image encoder sees in the picture's own view; zeros where the image is dropped.
+        features: What the image encoder sees in the picture; zeros where the image is dropped.
     """
 
     features: Float[Tensor, "batch width"]
 
 
 class AblationTask:
-    """Noisy latents, captions and images of the same views; see `imprompt.training.loop.task.Task`."""
+    """Noisy latents, captions and images of pictures as they are; see `imprompt.training.loop.task.Task`."""
 
     def __init__(
         self,
         base: Denoiser,
         examples: DiffusionExamples,
-        features: Float[Tensor, "views members width"],
+        features: Float[Tensor, "members width"],
         config: AblationConfig,
     ) -> None:
         """Prepare a fresh way into the base, the same for the same seed.
@@ -103,7 +102,7 @@ class AblationTask:
         Args:
             base: A copy of the base that nobody else uses.
             examples: The training pictures.
-            features: What the image encoder sees in all views of them.
+            features: What the image encoder sees in them.
             config: Of the run.
         """
         torch.manual_seed(config.loop.seed)
@@ -120,9 +119,9 @@ class AblationTask:
         """Pictures at random timesteps, with their captions and images, some of which are dropped."""
         no_image, no_text = draw_dropout(self.config.dropout, draw)
         token_ids = self.examples.captions_of(draw, no_text, styled_probability=STYLED_CAPTIONS)
-        upright = torch.zeros_like(no_image)  # no mirror images, as for the global adapter: see `recipe`
-        noisy = self.examples.noisy_batch(draw, may_mirror=upright, timestep_shift=self.config.timestep_shift)
-        features = self.features[noisy.views, draw.samples].masked_fill(no_image[:, None], 0.0)
+        varies = torch.zeros_like(no_image)  # as for the global adapter: see `recipe`
+        noisy = self.examples.noisy_batch(draw, varies=varies, timestep_shift=self.config.timestep_shift)
+        features = self.features[draw.samples].masked_fill(no_image[:, None], 0.0)
         return PromptedBatch(noisy, token_ids, features)
 
     def loss(self, batch: PromptedBatch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -252,31 +251,32 @@ def _fingerprint(settings: EvidenceSettings, kind: str) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def load_examples(settings: EvidenceSettings) -> tuple[DiffusionExamples, Float[Tensor, "views members width"]]:
-    """The training pictures, and what the image encoder sees in all views of them; computed once and kept.
+def load_examples(settings: EvidenceSettings) -> tuple[DiffusionExamples, Float[Tensor, "members width"]]:
+    """The training pictures, and what the image encoder sees in them; computed once and kept.
 
     A run on few references reads few of them, as nothing that it trains is meant to be good.
     """
     pictures, few = dataset.load(), settings.num_references
     if few is not None:
         pictures = some_of(pictures, PICTURES_PER_REFERENCE * few)
-    return DiffusionExamples(pictures, settings.bundle), view_features(settings, pictures)
+    return DiffusionExamples(pictures, settings.bundle), pooled_features(settings, pictures)
 
 
-def view_features(settings: EvidenceSettings, pictures: dataset.EmojiPictures) -> Float[Tensor, "views members width"]:
-    """What the image encoder sees in all views of the training pictures, pooled; kept in a file."""
+def pooled_features(settings: EvidenceSettings, pictures: dataset.EmojiPictures) -> Float[Tensor, "members width"]:
+    """What the image encoder sees in the training pictures, pooled; kept in a file."""
     encoder = VisionEncoder(
         CLIPVisionModelWithProjection.from_pretrained(settings.bundle / "image_encoder", dtype=torch.float32),
         CLIPImageProcessorPil.from_pretrained(settings.bundle / "feature_extractor"),
     )
     members = torch.from_numpy(pictures.split("train"))
-    name = f"image-embeds-{encoder.spec.fingerprint[:12]}-{len(members)}.safetensors"
+    name = f"pooled-{encoder.spec.fingerprint[:12]}-{len(members)}.safetensors"
     file = settings.work / "ablations" / name
     if not file.exists():
         encoder.model.to(resolve_device(settings.device))
-        views = [_see(encoder, view(pictures, number)[members], number) for number in range(NUM_VIEWS)]
+        parts = tqdm(to_tensor(pictures)[members].split(256), desc="features", mininterval=10)
+        seen = [encoder.encode_pixels(normalise(part), "image_embeds").cpu() for part in parts]
         with atomic_write(file) as path:
-            save_file({"values": torch.stack(views)}, path)
+            save_file({"values": torch.cat(seen)}, path)
     return load_file(file)["values"]
 
 
@@ -327,10 +327,3 @@ def _train(settings: EvidenceSettings, job: tuple[str, int]) -> str:
 
 def _is_time_up(settings: EvidenceSettings, seconds: float) -> bool:
     return settings.training_minutes is not None and seconds >= 60 * settings.training_minutes
-
-
-def _see(
-    encoder: VisionEncoder, images: UInt8[Tensor, "members 3 height width"], number: int
-) -> Float[Tensor, "members features"]:
-    parts = tqdm(images.split(256), desc=f"features of view {number}", mininterval=10)
-    return torch.cat([encoder.encode_pixels(normalise(part), "image_embeds").cpu() for part in parts])
