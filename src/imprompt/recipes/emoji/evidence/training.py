@@ -119,7 +119,7 @@ class AblationTask:
         """Pictures at random timesteps, with their captions and images, some of which are dropped."""
         no_image, no_text = draw_dropout(self.config.dropout, draw)
         token_ids = self.examples.captions_of(draw, no_text, styled_probability=STYLED_CAPTIONS)
-        varies = torch.zeros_like(no_image)  # as for the global adapter: see `recipe`
+        varies = torch.zeros_like(no_image)  # as for the adapters that ship: see `recipe`
         noisy = self.examples.noisy_batch(draw, varies=varies, timestep_shift=self.config.timestep_shift)
         features = self.features[draw.samples].masked_fill(no_image[:, None], 0.0)
         return PromptedBatch(noisy, token_ids, features)
