@@ -14,7 +14,6 @@ from imprompt.cli.split import Engine, split_of
 from imprompt.core.errors import PromptError
 
 if TYPE_CHECKING:
-    from imprompt.evaluation.drawing import Progress
     from imprompt.evaluation.items import Item
     from imprompt.evaluation.protocols import Protocol
     from imprompt.evaluation.results import Results
@@ -84,10 +83,11 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
     judges, least = _pairs(judge, "--judge"), _bounds(fail_under)
     _check_judges(chosen, judges)
     _check_bounds(chosen, least)
-    items = _items(chosen, source, limit)  # a wrong folder is told before a model is loaded
+    share = split_of(split)
+    items = _checked_items(chosen, source, limit)  # a wrong folder is told before a model is loaded
     missing, models = _draw(
         chosen, items, output, Models(base, adapter, encoder, faces, chosen.scheduler),
-        engine=engine, share=split_of(split), batch_size=batch_size,
+        engine=engine, share=share, batch_size=batch_size,
     )  # fmt: skip
     if missing:
         typer.echo(
@@ -144,7 +144,7 @@ class Models:
         return pipe, attach_adapter(pipe, {name: getattr(self, name, None) for name in NAMES})
 
 
-def _items(protocol: "Protocol", source: Path, limit: int | None) -> "list[Item]":
+def _checked_items(protocol: "Protocol", source: Path, limit: int | None) -> "list[Item]":
     from imprompt.evaluation.runner import check_numbers, items_in
 
     items = items_in(protocol, source, limit)
@@ -165,7 +165,7 @@ def _draw(
     from imprompt.evaluation.cluster import Drawing, draw_on_ray
     from imprompt.evaluation.runner import draw_share, models_of, num_missing
 
-    for note in _notes(protocol, items) if share[0] == 0 else ():
+    for note in _notes(protocol, items, output) if share[0] == 0 else ():
         typer.echo(note, err=True)
     options: dict[str, Any] = {"share": share, "batch_size": batch_size}
     with plain_words(remedy="a smaller --batch-size"):
@@ -176,27 +176,18 @@ def _draw(
         with busy("loading"):
             pipe, attachment = models()
         with progress_bar("drawing") as bar, attachment:
-            drawn = draw_share(pipe, attachment, protocol, items, output, progress=_told(bar), **options)
+            drawn = draw_share(pipe, attachment, protocol, items, output, progress=bar, **options)
             return num_missing(items, output, drawn=drawn), models_of(pipe, attachment)
 
 
-def _told(progress: "Progress") -> "Progress":
-    """Progress that says at its beginning how many pictures are there from an earlier run."""
-    has_begun = False
-
-    def tell(done: int, total: int) -> None:
-        nonlocal has_begun
-        if done and not has_begun:
-            typer.echo(f"{done} of {total} pictures are there and are not drawn again", err=True)
-        has_begun = True
-        progress(done, total)
-
-    return tell
-
-
-def _notes(protocol: "Protocol", items: "Sequence[Item]") -> Iterator[str]:
-    """What a user may not have meant."""
+def _notes(protocol: "Protocol", items: "Sequence[Item]", output: Path) -> Iterator[str]:
+    """What is there of an earlier run, and what a user may not have meant."""
+    from imprompt.evaluation.drawing import picture_file
     from imprompt.evaluation.metrics.table import metrics_named
+
+    files = [picture_file(output, item) for item in items if item.arm != "copy"]
+    if num_there := sum(file.is_file() for file in files):
+        yield f"{num_there} of {len(files)} pictures are there and are not drawn again"
 
     for metric in metrics_named(protocol.metrics):
         if metric.kind == "group" and protocol.num_seeds < metric.floor:

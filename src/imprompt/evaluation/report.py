@@ -213,25 +213,29 @@ def _definitions(results: Results) -> str:
     judges = [
         [slot, str(said.get("name")), str(said.get("fingerprint", ""))[:16]] for slot, said in results.judges.items()
     ]
+    digits = "SHA-256, first 16 digits"
     files = [[where, file, sha256[:16]] for where, file, sha256 in _files(results.models)]
-    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    words = ", ".join([*_base(results.models["base"]), *(" ".join(each) for each in results.versions.items())])
     return (
         f"<h2>What was measured</h2>{_table([['metric', 'definition'], *rows])}"
         f"<h2>By whom</h2>{_table([['judge', 'network', 'fingerprint'], *judges])}"
-        f"<h2>Of what</h2>{_table([['model', 'file', 'SHA-256'], *files])}<p class=small>{_text(versions)}</p>"
+        f"<h2>Of what</h2>{_table([['model', 'file', digits], *files])}<p class=small>{_text(words)}</p>"
     )
 
 
 def _files(models: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Where each weight file belongs, its name and its hash; a model that came from no file has its tensors' hash."""
-    base = models["base"]
-    loras = f", LoRA {', '.join(base['loras'])}" if base["loras"] else ""
-    yield f"{base['pipeline']}, {base['scheduler']}{loras}", base["name"] or "", ""
-    for part, files in base["sha256"].items():
+    """Where each weight file belongs, its name and its hash; an adapter from no file has its tensors' hash."""
+    for part, files in models["base"]["sha256"].items():
         yield from ((part, file, sha256) for file, sha256 in files.items())
     for adapter in models["adapters"]:
         sha256 = adapter.get("sha256") or adapter["sha256_tensors"]
         yield f"adapter {adapter['name']}", adapter.get("file", "its tensors"), sha256
+
+
+def _base(base: Mapping[str, Any]) -> Iterator[str]:
+    """What the base is, beside its files."""
+    yield from (base[name] for name in ("name", "pipeline", "scheduler") if base[name])
+    yield from (f"LoRA {name}" for name in base["loras"])
 
 
 def _series_name(series: Series) -> str:

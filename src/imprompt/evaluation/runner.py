@@ -1,12 +1,12 @@
 """An evaluation from its folder of references to `results.json` and `report.html`."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from imprompt.evaluation.drawing import claim, draw, is_drawn, picture_file
+from imprompt.evaluation.drawing import Progress, claim, draw, is_drawn, picture_file
 from imprompt.evaluation.errors import EvaluationError
 from imprompt.evaluation.items import Item, share_of
 from imprompt.evaluation.judges import load_judges
@@ -16,8 +16,6 @@ from imprompt.evaluation.report import write_report
 from imprompt.evaluation.results import Results, measure
 from imprompt.evaluation.scoring import check_enough
 from imprompt.generation.provenance import describe_adapter, describe_pipeline, versions
-
-Progress = Callable[[int, int], None]
 
 
 def draw_share(

@@ -1,5 +1,6 @@
 """What a report shows of the pictures, and over the weight."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ PROTOCOL = {
     "seed": 7, "scales": [0.2, 1.0],
 }  # fmt: skip
 
-MODELS = {
+MODELS: dict[str, Any] = {
     "base": {
         "pipeline": "StableDiffusionPipeline", "name": "sd15", "scheduler": "DDIMScheduler", "loras": ["sepia"],
         "sha256": {"unet": {"model.safetensors": "0123456789abcdef0123"}},
@@ -66,10 +67,13 @@ def test_a_report_tells_its_settings_and_shows_any_likeness_over_the_weight(tmp_
 
 def test_a_report_tells_which_files_drew(tmp_path: Path) -> None:
     page = page_of(results_of([row(1.0, 0.5)]), tmp_path)
-    assert "<td>StableDiffusionPipeline, DDIMScheduler, LoRA sepia<td>sd15<td>" in page
+    assert "<p class=small>sd15, StableDiffusionPipeline, DDIMScheduler, LoRA sepia, torch 2.13.0<" in page
     assert "<td>unet<td>model.safetensors<td>0123456789abcdef<" in page
     assert "<td>adapter plus<td>ip-adapter-plus.safetensors<td>fedcba9876543210<" in page
-    assert "<td>adapter global<td>its tensors<td>0011223344556677<" in page and "torch 2.13.0" in page
+    assert "<td>adapter global<td>its tensors<td>0011223344556677<" in page
+    in_memory = {"base": {**MODELS["base"], "name": None, "loras": [], "sha256": {}}, "adapters": []}
+    page = page_of(dataclasses.replace(results_of([row(1.0, 0.5)]), models=in_memory), tmp_path)
+    assert "<p class=small>StableDiffusionPipeline, DDIMScheduler, torch 2.13.0<" in page
 
 
 def test_sheets_mix_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,20 +84,18 @@ class DiffusionExamples:
     def __len__(self) -> int:
         return len(self.members)
 
-    def noisy_batch(
-        self, draw: Draw, *, varies: Bool[Tensor, " batch"] | None = None, timestep_shift: float = 1.0
-    ) -> NoisyBatch:
-        """A view of each picture at a random timestep.
+    def noisy_batch(self, draw: Draw, *, varies: bool = False, timestep_shift: float = 1.0) -> NoisyBatch:
+        """Each picture at a random timestep.
 
         Args:
             draw: Whose.
-            varies: Which pictures are shown in a random view, the others as they are; None is all.
+            varies: Whether pictures are mirrored and shifted at random. Neither a caption nor a pooled embedding says
+                which way a thing faces and where it is, so that what is predicted at strong noise would be the mean of
+                all ways; a condition of structure says it.
             timestep_shift: Above 1, more of the timesteps are high ones, of strong noise; see `shift_levels`.
         """
         members = self.members[draw.samples]
-        views = (draw.uniform("views", 1)[:, 0] * len(self.latents)).long()
-        if varies is not None:
-            views = views * varies
+        views = (draw.uniform("views", 1)[:, 0] * (len(self.latents) if varies else 1)).long()
         clean = self.latents[views, members]
         objective = ObjectiveConfig(min_snr_gamma=5.0, snr_offset=1.0, timestep_shift=timestep_shift)
         process = noise_process(self.scheduler, objective)
@@ -117,24 +115,21 @@ class DiffusionExamples:
         *,
         empty_caption: float,
         styled_captions: float,
+        varies: bool = False,
         timestep_shift: float = 1.0,
-        varies_captioned: bool = False,
     ) -> CaptionedBatch:
         """A noisy batch under captions some of which are empty.
 
         Args:
             draw: Whose.
-            empty_caption: How often a caption is.
+            empty_caption: How often a caption is empty.
             styled_captions: How often it names the style.
+            varies: Of the noisy batch, as the next.
             timestep_shift: Of the noisy batch.
-            varies_captioned: Whether pictures with a caption are mirrored and shifted, too. A caption does not say
-                which way a thing faces and where it is: what is predicted at strong noise is the mean of all ways.
         """
         is_empty = draw.uniform("empty captions", 1)[:, 0] < empty_caption
         token_ids = self.captions_of(draw, is_empty, styled_probability=styled_captions)
-        varies = None if varies_captioned else is_empty
-        noisy = self.noisy_batch(draw, varies=varies, timestep_shift=timestep_shift)
-        return CaptionedBatch(noisy, token_ids)
+        return CaptionedBatch(self.noisy_batch(draw, varies=varies, timestep_shift=timestep_shift), token_ids)
 
     def captions_of(
         self, draw: Draw, is_empty: Bool[Tensor, " batch"], *, styled_probability: float

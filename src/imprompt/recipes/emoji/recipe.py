@@ -21,9 +21,9 @@ SIZE = 64
 def recipe(kind: AdapterKind) -> TrainConfig:
     """4,000 steps of 32 pictures, averaged weights; what ships had more, as its card says.
 
-    No picture is mirrored. The pooled embedding of a picture and of its mirror image is nearly the same, and what is
-    predicted at strong noise of two that cannot be told apart is their mean, a symmetrical blob; and the base, which
-    knows a caption's pictures one way round, would have to be overruled in half of the rows.
+    No picture is mirrored: the base has seen them one way round only, and would have to be overruled in half of the
+    rows. And the pooled embedding, which the global adapter reads, is nearly the same for a picture and its mirror
+    image; at strong noise the best prediction would be the mean of both, a symmetrical blob.
 
     Min-SNR weights reach pure noise, which decides subject and palette under the base's zero terminal signal. The
     paper's learning rate of 1e-4 is for a million steps of 64; here are thousands of 32. For the same reason the text

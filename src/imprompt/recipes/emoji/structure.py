@@ -156,7 +156,7 @@ class StructureTask:
             empty_caption=config.empty_caption,
             styled_captions=config.styled_captions,
             timestep_shift=config.timestep_shift,
-            varies_captioned=True,  # the condition says which way a thing faces
+            varies=True,
         )
         control = as_control(self.conditions[batch.noisy.views, batch.noisy.members])
         return ControlledBatch(batch.noisy, batch.token_ids, control)

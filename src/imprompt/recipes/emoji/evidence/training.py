@@ -119,8 +119,7 @@ class AblationTask:
         """Pictures at random timesteps, with their captions and images, some of which are dropped."""
         no_image, no_text = draw_dropout(self.config.dropout, draw)
         token_ids = self.examples.captions_of(draw, no_text, styled_probability=STYLED_CAPTIONS)
-        varies = torch.zeros_like(no_image)  # as for the adapters that ship: see `recipe`
-        noisy = self.examples.noisy_batch(draw, varies=varies, timestep_shift=self.config.timestep_shift)
+        noisy = self.examples.noisy_batch(draw, timestep_shift=self.config.timestep_shift)
         features = self.features[draw.samples].masked_fill(no_image[:, None], 0.0)
         return PromptedBatch(noisy, token_ids, features)
 
@@ -247,6 +246,7 @@ def _fingerprint(settings: EvidenceSettings, kind: str) -> str:
         "batch size": settings.training_batch_size,
         "number format": str(autocast_format(settings.autocast, torch.device(settings.device))),
         "timestep shift": AblationConfig.timestep_shift,
+        "views": 1,  # of each picture
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
