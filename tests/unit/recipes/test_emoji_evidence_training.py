@@ -150,7 +150,7 @@ def test_all_ways_see_the_same_and_begin_with_the_same_projector(task):
     tasks = [task(kind) for kind in KINDS]
     batches = [each.batch(first_draw(each)) for each in tasks]
     for batch in batches[1:]:
-        for name in ("members", "views", "noisy", "timesteps", "target"):
+        for name in ("members", "noisy", "timesteps", "target"):
             assert torch.equal(getattr(batch.noisy, name), getattr(batches[0].noisy, name))
         assert torch.equal(batch.token_ids, batches[0].token_ids)
         assert torch.equal(batch.features, batches[0].features)
@@ -179,7 +179,6 @@ def test_features_are_those_of_the_pictures_as_they_are(settings, invented, task
     batches = [made.batch(draw) for draw in draws]
     features = torch.cat([batch.features for batch in batches])
     kept = made.features[:16].repeat(len(batches), 1)
-    assert not any(batch.noisy.views.any() for batch in batches)
     no_image = (features == 0).all(dim=1)
     assert torch.equal(features[~no_image], kept[~no_image])
     dropout = made.config.dropout

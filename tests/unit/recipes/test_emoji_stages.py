@@ -113,19 +113,6 @@ def test_loss_of_the_denoiser_depends_on_the_draw_alone(cache, pictures):
     assert int((task.batch(spread).noisy.timesteps >= 500).sum()) == 4  # the noisier half of the schedule more often
 
 
-def test_pictures_are_shown_as_they_are_where_no_condition_tells_more(cache, pictures):
-    run("vision")
-    run("autoencoder")
-    examples = unet.DiffusionExamples(pictures)
-    draw = Draw(7, 0, torch.zeros(64, dtype=torch.long), torch.arange(64), batch_size=64)
-    options = {"empty_caption": 0.5, "styled_captions": 0.5}
-    plain, varied = (examples.captioned_batch(draw, **options, varies=varies) for varies in (False, True))
-    assert set(plain.noisy.views.tolist()) == {0} and set(varied.noisy.views.tolist()) == {0, 1, 2, 3}
-    assert torch.equal(plain.token_ids, varied.token_ids)
-    as_it_is = varied.noisy.views == 0
-    assert torch.equal(plain.noisy.noisy[as_it_is], varied.noisy.noisy[as_it_is])
-
-
 def test_a_picture_is_the_same_whoever_draws_it(cache, pictures):
     run("vision")
     run("autoencoder")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imprompt.recipes.emoji.captions import caption_table
 from imprompt.recipes.emoji.dataset import EmojiPictures
-from imprompt.recipes.emoji.latents import latent_views
+from imprompt.recipes.emoji.latents import scaled_latents
 from imprompt.recipes.emoji.looks import Look
 from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import build_scheduler
@@ -28,7 +28,6 @@ class NoisyBatch:
 
     Attributes:
         members: Numbers of the pictures.
-        views: Which view of each; bit 0 says that it is mirrored.
         noisy: Noisy latents.
         timesteps: Their places in the schedule.
         target: What the denoiser shall predict.
@@ -36,7 +35,6 @@ class NoisyBatch:
     """
 
     members: Int[Tensor, " batch"]
-    views: Int[Tensor, " batch"]
     noisy: Float[Tensor, "batch channels height width"]
     timesteps: Int[Tensor, " batch"]
     target: Float[Tensor, "batch channels height width"]
@@ -64,7 +62,7 @@ class CaptionedBatch:
 
 
 class DiffusionExamples:
-    """The training pictures as latents of several views, and their captions as token ids."""
+    """The training pictures as latents, and their captions as token ids."""
 
     def __init__(self, pictures: EmojiPictures, models: Path | None = None, look: Look | None = None) -> None:
         """Load, or compute once, what the finished autoencoder makes of the pictures; tokenise the captions.
@@ -76,7 +74,7 @@ class DiffusionExamples:
         """
         models = models or models_folder()
         self.members = torch.from_numpy(pictures.split("train"))
-        self.latents = latent_views(models / "vae", pictures, look)
+        self.latents = scaled_latents(models / "vae", pictures, look)
         self.captions = caption_table(pictures)
         self.token_ids = tokenise(self.captions.texts, models / "tokenizer")
         self.scheduler = build_scheduler()
@@ -84,25 +82,20 @@ class DiffusionExamples:
     def __len__(self) -> int:
         return len(self.members)
 
-    def noisy_batch(self, draw: Draw, *, varies: bool = False, timestep_shift: float = 1.0) -> NoisyBatch:
+    def noisy_batch(self, draw: Draw, *, timestep_shift: float = 1.0) -> NoisyBatch:
         """Each picture at a random timestep.
 
         Args:
             draw: Whose.
-            varies: Whether pictures are mirrored and shifted at random. Neither a caption nor a pooled embedding says
-                which way a thing faces and where it is, so that what is predicted at strong noise would be the mean of
-                all ways; a condition of structure says it.
             timestep_shift: Above 1, more of the timesteps are high ones, of strong noise; see `shift_levels`.
         """
         members = self.members[draw.samples]
-        views = (draw.uniform("views", 1)[:, 0] * (len(self.latents) if varies else 1)).long()
-        clean = self.latents[views, members]
+        clean = self.latents[members]
         objective = ObjectiveConfig(min_snr_gamma=5.0, snr_offset=1.0, timestep_shift=timestep_shift)
         process = noise_process(self.scheduler, objective)
         noise, timesteps = process.noise(draw, clean.shape[1:]), process.draw(draw)
         return NoisyBatch(
             members=members,
-            views=views,
             noisy=process.add(clean, noise, timesteps),
             timesteps=timesteps,
             target=process.target(clean, noise, timesteps),
@@ -110,13 +103,7 @@ class DiffusionExamples:
         )
 
     def captioned_batch(
-        self,
-        draw: Draw,
-        *,
-        empty_caption: float,
-        styled_captions: float,
-        varies: bool = False,
-        timestep_shift: float = 1.0,
+        self, draw: Draw, *, empty_caption: float, styled_captions: float, timestep_shift: float = 1.0
     ) -> CaptionedBatch:
         """A noisy batch under captions some of which are empty.
 
@@ -124,12 +111,11 @@ class DiffusionExamples:
             draw: Whose.
             empty_caption: How often a caption is empty.
             styled_captions: How often it names the style.
-            varies: Of the noisy batch, as the next.
             timestep_shift: Of the noisy batch.
         """
         is_empty = draw.uniform("empty captions", 1)[:, 0] < empty_caption
         token_ids = self.captions_of(draw, is_empty, styled_probability=styled_captions)
-        return CaptionedBatch(self.noisy_batch(draw, varies=varies, timestep_shift=timestep_shift), token_ids)
+        return CaptionedBatch(self.noisy_batch(draw, timestep_shift=timestep_shift), token_ids)
 
     def captions_of(
         self, draw: Draw, is_empty: Bool[Tensor, " batch"], *, styled_probability: float

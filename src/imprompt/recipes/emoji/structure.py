@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from imprompt.emoji.bundle import bundle_folder
 from imprompt.emoji.conditions import as_control, colour_cells, edge_maps
 from imprompt.recipes.emoji import dataset
-from imprompt.recipes.emoji.augment import normalise
+from imprompt.recipes.emoji.augment import normalise, to_tensor
 from imprompt.recipes.emoji.base import base_pipeline, base_stage, load_base
 from imprompt.recipes.emoji.examples import CaptionedBatch, DiffusionExamples
 from imprompt.recipes.emoji.grid import save_grid
-from imprompt.recipes.emoji.latents import NUM_VIEWS, view
 from imprompt.recipes.emoji.paths import models_folder
 from imprompt.recipes.emoji.pipeline import draw
 from imprompt.recipes.emoji.stage import stage_loop, train_stage
@@ -138,7 +137,7 @@ class StructureTask:
         pictures: dataset.EmojiPictures,
         config: StructureConfig,
     ) -> None:
-        """Keep the conditions of all views as bytes."""
+        """Keep the conditions of all pictures as bytes."""
         self.model = model
         self.config = config
         self.base = base.to(resolve_device(config.loop.device))
@@ -146,7 +145,7 @@ class StructureTask:
         self.examples = DiffusionExamples(pictures, bundle_folder())
         self.num_examples = len(self.examples)
         self.order = BatchOrder(self.num_examples, config.loop.batch_size, config.loop.seed)
-        self.conditions = _views_of_conditions(config.kind, pictures)
+        self.conditions = _conditions(config.kind, pictures)
 
     def batch(self, draw: Draw) -> ControlledBatch:
         """Pictures at random timesteps, captions some of which are empty, and conditions."""
@@ -156,9 +155,8 @@ class StructureTask:
             empty_caption=config.empty_caption,
             styled_captions=config.styled_captions,
             timestep_shift=config.timestep_shift,
-            varies=True,
         )
-        control = as_control(self.conditions[batch.noisy.views, batch.noisy.members])
+        control = as_control(self.conditions[batch.noisy.members])
         return ControlledBatch(batch.noisy, batch.token_ids, control)
 
     def loss(self, batch: ControlledBatch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -172,9 +170,9 @@ class StructureTask:
         """Held-out pictures, their conditions, and what comes of these without a word."""
         held_out = torch.from_numpy(self.pictures.split("held_out_subject", "held_out_pair"))
         members = held_out[torch.randperm(len(held_out), generator=generator_at(0, "preview"))[:PREVIEW_PICTURES]]
-        control = as_control(self.conditions[0, members])
+        control = as_control(self.conditions[members])
         made = draw_from_conditions(self.model, control)
-        rows = [normalise(view(self.pictures, 0)[members]), control * 2 - 1, made]
+        rows = [normalise(to_tensor(self.pictures)[members]), control * 2 - 1, made]
         save_grid(rows, self.config.loop.output / "previews" / f"step-{step:06d}.png")
 
 
@@ -199,13 +197,9 @@ def draw_from_conditions(
     return draw(pipeline, [""] * len(control), image=control)
 
 
-def _views_of_conditions(
-    kind: Kind, pictures: dataset.EmojiPictures
-) -> UInt8[Tensor, "views pictures channels rows columns"]:
+def _conditions(kind: Kind, pictures: dataset.EmojiPictures) -> UInt8[Tensor, "pictures channels rows columns"]:
     condition = condition_of(kind)
-    return torch.stack(
-        [torch.cat([condition(part) for part in view(pictures, number).split(256)]) for number in range(NUM_VIEWS)]
-    )
+    return torch.cat([condition(part) for part in to_tensor(pictures).split(256)])
 
 
 def run(config: StructureConfig) -> Path:
