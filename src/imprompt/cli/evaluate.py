@@ -187,7 +187,7 @@ def _notes(protocol: "Protocol", items: "Sequence[Item]", output: Path) -> Itera
 
     files = [picture_file(output, item) for item in items if item.arm != "copy"]
     if num_there := sum(file.is_file() for file in files):
-        yield f"{num_there} of {len(files)} pictures are there and are not drawn again"
+        yield f"{num_there} of {len(files)} pictures are in '{output}' already"
 
     for metric in metrics_named(protocol.metrics):
         if metric.kind == "group" and protocol.num_seeds < metric.floor:

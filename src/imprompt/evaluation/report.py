@@ -230,6 +230,8 @@ def _files(models: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for adapter in models["adapters"]:
         sha256 = adapter.get("sha256") or adapter["sha256_tensors"]
         yield f"adapter {adapter['name']}", adapter.get("file", "its tensors"), sha256
+    for encoder in models["image_encoders"]:
+        yield f"image encoder of adapter {encoder['adapter']}", encoder["name"], encoder["fingerprint"]
 
 
 def _base(base: Mapping[str, Any]) -> Iterator[str]:

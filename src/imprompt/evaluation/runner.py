@@ -129,8 +129,12 @@ def check_numbers(protocol: Protocol, items: Sequence[Item]) -> None:
 
 
 def models_of(pipe: Any, attachment: Any) -> dict[str, Any]:
-    """Base and adapters by hash."""
-    return {"base": describe_pipeline(pipe), "adapters": [describe_adapter(each) for each in attachment.adapters]}
+    """Base, adapters and the image encoders that are at hand by hash."""
+    return {
+        "base": describe_pipeline(pipe),
+        "adapters": [describe_adapter(each) for each in attachment.adapters],
+        "image_encoders": attachment.describe_encoders(),
+    }
 
 
 def slots_of(metrics: Sequence[Metric]) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from imprompt.core.images import load_image
 from imprompt.evaluation import drawing
@@ -88,7 +89,7 @@ def test_a_killed_evaluation_loses_and_repeats_nothing(evaluate, tmp_path, monke
     damaged = tmp_path / "run" / "pictures" / drawn[0]
     damaged.write_bytes(damaged.read_bytes()[:100])  # one that does not survive is drawn again
     code, out, err = evaluate("-o", "run", "--batch-size", 2)
-    assert code == 0 and "2 of 8 pictures are there and are not drawn again" in err, err
+    assert code == 0 and "2 of 8 pictures are in 'run' already" in err, err
     assert len(drawn) == 2 + 1 + 6 and len(set(drawn)) == 8
     assert out.splitlines()[:-1] == whole.splitlines()[:-1]
 
@@ -113,6 +114,16 @@ def test_a_run_takes_no_pictures_of_another(evaluate, references):
     tiny.picture(seed=9).save(references / "subject-0.png")
     code, _, err = evaluate("-o", "run", metrics="near_copies")
     assert code == 1 and "pictures of other references" in err
+
+
+def test_a_run_takes_no_pictures_that_another_encoder_saw(embedded, evaluate, tmp_path):
+    encoder = shutil.copytree(embedded / "image_encoder", tmp_path / "encoder")
+    assert evaluate("-o", "run", "--encoder", encoder, metrics="near_copies")[0] == 0
+    assert evaluate("-o", "run", "--encoder", encoder, metrics="near_copies")[0] == 0
+    weights = {name: value + 1e-3 for name, value in load_file(encoder / "model.safetensors").items()}
+    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = evaluate("-o", "run", "--encoder", encoder, metrics="near_copies")
+    assert code == 1 and "pictures of other models" in err
 
 
 def test_a_reference_that_cannot_be_read_is_told_in_a_sentence(evaluate, references):

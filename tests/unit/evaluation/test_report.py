@@ -28,6 +28,7 @@ MODELS: dict[str, Any] = {
         {"name": "plus", "file": "ip-adapter-plus.safetensors", "sha256": "fedcba98765432100123"},
         {"name": "global", "sha256_tensors": "00112233445566778899"},
     ],
+    "image_encoders": [{"adapter": "plus", "name": "ViT-H/14", "fingerprint": "aabbccddeeff00112233"}],
 }  # fmt: skip
 
 
@@ -71,7 +72,12 @@ def test_a_report_tells_which_files_drew(tmp_path: Path) -> None:
     assert "<td>unet<td>model.safetensors<td>0123456789abcdef<" in page
     assert "<td>adapter plus<td>ip-adapter-plus.safetensors<td>fedcba9876543210<" in page
     assert "<td>adapter global<td>its tensors<td>0011223344556677<" in page
-    in_memory = {"base": {**MODELS["base"], "name": None, "loras": [], "sha256": {}}, "adapters": []}
+    assert "<td>image encoder of adapter plus<td>ViT-H/14<td>aabbccddeeff0011<" in page
+    in_memory = {
+        "base": {**MODELS["base"], "name": None, "loras": [], "sha256": {}},
+        "adapters": [],
+        "image_encoders": [],
+    }
     page = page_of(dataclasses.replace(results_of([row(1.0, 0.5)]), models=in_memory), tmp_path)
     assert "<p class=small>StableDiffusionPipeline, DDIMScheduler, torch 2.13.0<" in page
 
