@@ -30,7 +30,7 @@ def compare(
     before, after = read_results(first), read_results(second)
     for row in compare_results(before, after):
         metric, change, where = METRICS[row.metric], row.change, told(*row.series)
-        where += "" if row.series == row.other_series else f" to {row.other_series[1]:g}"
+        where += "" if row.series == row.other_series else f" -> {row.other_series[1]:g}"
         among = "" if row.is_of_all else f"  ({change.num_values} shared of {row.num_first} and {row.num_second})"
         typer.echo(
             f"{metric.title:18s} {where:22s} {row.first.mean:.4f} -> {row.second.mean:.4f}  "
@@ -49,6 +49,8 @@ def verdict(change: "Interval", higher_is_better: bool | None) -> str:
     """What a change is, in words."""
     if not change.is_known:
         return "one subject decides nothing"
+    if change.low == change.high == 0:
+        return "no difference"
     if not change.excludes_zero:
         return "no real difference"
     better = None if higher_is_better is None else (change.mean > 0) == higher_is_better

@@ -193,11 +193,12 @@ def _notes(protocol: "Protocol", items: "Sequence[Item]", output: Path) -> Itera
         if metric.kind == "group" and protocol.num_seeds < metric.floor:
             yield f"{metric.name} is left out: it wants --num-seeds {metric.floor} or more"
     cases = dict.fromkeys(item.case for item in items)
-    silent = [case for case in cases if not case.caption]
-    if 0 < len(silent) < len(cases):
+    if silent := [case for case in cases if not case.caption]:
         names = ", ".join(case.references[0].name for case in silent[:3]) + (", ..." if len(silent) > 3 else "")
         left_out = "CLIP-T leaves them out, and " if "clip_t" in protocol.metrics else ""
-        yield f"{len(silent)} of {len(cases)} have no caption ({names}): {left_out}the text alone is told nothing there"
+        remedy = "; put name.txt beside a picture, or give --prompt" if protocol.layout == "folder" else ""
+        said = f"{len(silent)} of {len(cases)} have no caption ({names})"
+        yield f"{said}: {left_out}the text alone is told nothing there{remedy}"
 
 
 def _score(

@@ -23,7 +23,7 @@ from imprompt.encoders.vision import FILES, VisionEncoder
 from imprompt.evaluation import inception
 from imprompt.evaluation.errors import EvaluationError
 from imprompt.evaluation.metrics.table import METRICS
-from imprompt.evaluation.mobilenet import JUDGE_SIZE, PACKAGE, feature_maps, package_folder
+from imprompt.evaluation.mobilenet import JUDGE_SIZE, PACKAGE, feature_maps, package_folder, weights_file
 from imprompt.generation.pipelines import default_device
 
 ADDRESSES: dict[str, str] = {
@@ -216,7 +216,8 @@ class MobileNetJudge:
 
     def describe(self) -> dict[str, Any]:
         """As `Judge.describe` says."""
-        return {"name": "MobileNetV2, ImageNet", "kind": "mobilenet", "package": PACKAGE, "size": JUDGE_SIZE}
+        said = {"name": "MobileNetV2, ImageNet", "kind": "mobilenet", "package": PACKAGE, "size": JUDGE_SIZE}
+        return {**said, "fingerprint": sha256_file(weights_file())}
 
     def _last_maps(self, paths: Sequence[Path]) -> Tensor:
         return _in_batches(paths, lambda images: torch.cat([self._last_map(image) for image in images]))

@@ -68,6 +68,15 @@ def package_folder() -> Path:
     return Path(package.origin).parent
 
 
+def weights_file() -> Path:
+    """The published weights.
+
+    Raises:
+        BundleError: the package that holds them is not installed.
+    """
+    return package_folder() / "weights" / "mobilenet_v2-b0353104.pth"
+
+
 @cache
 def load_judge() -> nn.Sequential:
     """The frozen network, loaded once.
@@ -75,7 +84,7 @@ def load_judge() -> nn.Sequential:
     Raises:
         BundleError: the package with its weights is not installed.
     """
-    weights = torch.load(package_folder() / "weights" / "mobilenet_v2-b0353104.pth", weights_only=True)
+    weights = torch.load(weights_file(), weights_only=True)
     judge = _backbone()
     prefix = "features."
     judge.load_state_dict({key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)})

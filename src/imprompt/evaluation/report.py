@@ -14,6 +14,7 @@ from imprompt.core.chart import line_chart, path_chart
 from imprompt.core.files import atomic_write
 from imprompt.core.images import load_image
 from imprompt.core.sheet import contact_sheet
+from imprompt.evaluation.drawing import RUN
 from imprompt.evaluation.metrics.table import METRICS, Metric, with_derived
 from imprompt.evaluation.published import COCO, COCO_SOURCE
 from imprompt.evaluation.results import Results, Row, Series
@@ -84,10 +85,11 @@ def summary_table(results: Results) -> list[list[str]]:
 
 
 def _summary(results: Results) -> str:
+    num_drawn = sum(row.arm != "copy" for row in results.rows)
     note = (
         "Mean and 95 % interval by the bootstrap over subjects, then prompts, then seeds; of a distance between sets "
         "by the jackknife over subjects, and at n pictures; a single subject has none. "
-        f"{len(results.rows)} pictures of {len({row.subject for row in results.rows})} subjects."
+        f"{num_drawn} pictures drawn, of {len({row.subject for row in results.rows})} subjects."
     )
     return f"<h2>Summary</h2>{_table(summary_table(results))}<p class=small>{_text(note)}</p>"
 
@@ -126,7 +128,7 @@ def _trade_off(results: Results) -> str:
     note = "A point is a weight of the image prompt; up is likeness to the image, right is likeness to the text."
     if series[0][0] == "text":
         note += " At 0 it is the text alone."
-    return f"<h2>{_text(titles[1])} against {_text(titles[0])}</h2><p class=small>{note}</p>{_embedded(chart)}"
+    return f"<h2>{_text(titles[1])} against {_text(titles[0])}</h2><p class=small>{note}</p>{_embedded(chart, note)}"
 
 
 def _curves(results: Results) -> str:
@@ -139,7 +141,8 @@ def _curves(results: Results) -> str:
     if not curves:
         return ""
     chart = line_chart(curves, [scale for _, scale in series], x_label="weight of the image prompt", y_label="cosine")
-    return f"<h2>Over the weight</h2>{_embedded(chart)}"
+    words = f"{', '.join(curves)} over the weight of the image prompt, the values of the table above"
+    return f"<h2>Over the weight</h2>{_embedded(chart, words)}"
 
 
 def _means(results: Results, name: str, series: Sequence[Series]) -> list[float] | None:
@@ -164,8 +167,9 @@ def _sheets(results: Results, references: dict[tuple[str, str], Path], folder: P
         rows = [row for row in results.rows if (row.arm, row.scale) == ("adapter", weight)]
         apart = f", weight {weight:g}" if len(weights) > 1 else ""
         for title, part in shown(_ranked(rows, name)).items():
-            sheet = _pairs(part, name, references, folder)
-            yield f"<h2>{title} by {_text(METRICS[name].title)}{apart}</h2>{_embedded(sheet)}"
+            sheet, names = _pairs(part, name, references, folder), ", ".join(row.subject for row in part)
+            words = f"references above, what was made of them below: {names}"
+            yield f"<h2>{title} by {_text(METRICS[name].title)}{apart}</h2>{_embedded(sheet, words)}"
 
 
 def _ranked(rows: Sequence[Row], name: str) -> list[Row]:
@@ -191,7 +195,7 @@ def shown(ranked: Sequence[Row]) -> dict[str, Sequence[Row]]:
 def _pairs(rows: Sequence[Row], name: str, references: dict[tuple[str, str], Path], folder: Path) -> Image.Image:
     above = [load_image(references[row.subject, row.prompt_name]) for row in rows]
     below = [load_image(folder / row.file) for row in rows]
-    labels = [f"{row.values[name]:.3f} {shorten(row.prompt, 40, placeholder=' …')}" for row in rows]
+    labels = [shorten(f"{row.values[name]:.3f} {row.subject} {row.prompt}", 60, placeholder=" …") for row in rows]
     return contact_sheet([above, below], labels, ["reference", "made"], cell=128)
 
 
@@ -215,7 +219,9 @@ def _definitions(results: Results) -> str:
     ]
     digits = "SHA-256, first 16 digits"
     files = [[where, file, sha256[:16]] for where, file, sha256 in _files(results.models)]
+    num_references = len({(row.subject, row.reference) for row in results.rows})
     words = ", ".join([*_base(results.models["base"]), *(" ".join(each) for each in results.versions.items())])
+    words += f". References by hash ({num_references}): {RUN}."
     return (
         f"<h2>What was measured</h2>{_table([['metric', 'definition'], *rows])}"
         f"<h2>By whom</h2>{_table([['judge', 'network', 'fingerprint'], *judges])}"
@@ -256,10 +262,10 @@ def _table(cells: Sequence[Sequence[str]]) -> str:
     return "<table>" + "".join(f"<tr>{line}" for line in lines) + "</table>"
 
 
-def _embedded(image: Image.Image) -> str:
+def _embedded(image: Image.Image, words: str) -> str:
     stream = io.BytesIO()
     image.save(stream, format="PNG")
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+    return f'<img alt="{_text(words)}" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
 
 
 def _text(words: str) -> str:

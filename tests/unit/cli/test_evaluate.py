@@ -55,6 +55,7 @@ def test_a_folder_is_drawn_measured_and_shown(evaluate, tmp_path):
     assert len(table) == 2 + 4 and {line.count("|") for line in table} == {5 + 2 + 2}  # two of CLIP-T
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Over the weight" in page and "CLIP-I against CLIP-T" in page and "http" not in page
+    assert "12 pictures drawn, of 2 subjects." in page and "References by hash (2): run.json." in page
     assert page.count("data:image/png;base64,") == 2 + 2 * 3  # curves, and three sheets of each weight
 
 
@@ -137,6 +138,7 @@ def test_a_reference_that_cannot_be_read_is_told_in_a_sentence(evaluate, referen
 def test_pictures_without_a_caption_have_no_likeness_to_one_and_are_counted(evaluate, references):
     (references / "subject-1.txt").unlink()
     code, out, err = evaluate(metrics="clip_t")
+    assert "put name.txt beside a picture, or give --prompt" in err
     assert code == 0 and "1 of 2 have no caption (subject-1.png): CLIP-T leaves them out" in err
     (adapter,) = [line for line in out.splitlines() if line.startswith("adapter")]
     assert adapter.count("2 without") == 1
@@ -155,7 +157,7 @@ def test_compare_tells_what_is_real(evaluate, run, tmp_path):
     assert code == 0, err
     said = {tuple(line.split()[:2]): line for line in out.splitlines()}
     assert said["CLIP-I", "adapter"].endswith("better") and "+0.1000" in said["CLIP-I", "adapter"]
-    assert said["CLIP-T", "adapter"].endswith("no real difference")
+    assert said["CLIP-T", "adapter"].endswith("  no difference")
     assert {arm for _, arm in said} == {"adapter", "text"}  # the reference handed back is the same in both
     asked = content["rows"][0]["prompt"]
     content["rows"][0]["prompt"] = "something else"
@@ -175,7 +177,7 @@ def test_compare_tells_what_is_real(evaluate, run, tmp_path):
     file.write_text(json.dumps(content))
     code, out, err = run("compare", "before", "after")
     said = {tuple(line.split()[:2]): line for line in out.splitlines()}
-    assert code == 0 and "adapter 1 to 0.5" in said["CLIP-I", "adapter"] and "+0.1000" in said["CLIP-I", "adapter"]
+    assert code == 0 and "adapter 1 -> 0.5" in said["CLIP-I", "adapter"] and "+0.1000" in said["CLIP-I", "adapter"]
     assert "only one of the two" not in err
     content["rows"].append({**content["rows"][0], "scale": 0.25})
     file.write_text(json.dumps(content))

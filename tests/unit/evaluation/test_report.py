@@ -64,11 +64,13 @@ def test_a_report_tells_its_settings_and_shows_any_likeness_over_the_weight(tmp_
     assert "20 steps, guidance 3, sampler of the base, seeds 7 to 8, weights 0.2, 1." in page
     assert "Over the weight" in page and "against" not in page  # nothing was measured to the text
     assert page.count("data:image/png;base64,") == 1 + 2
+    assert 'alt=""' not in page and "below: a" in page
 
 
 def test_a_report_tells_which_files_drew(tmp_path: Path) -> None:
     page = page_of(results_of([row(1.0, 0.5)]), tmp_path)
-    assert "<p class=small>sd15, StableDiffusionPipeline, DDIMScheduler, LoRA sepia, torch 2.13.0<" in page
+    words = "sd15, StableDiffusionPipeline, DDIMScheduler, LoRA sepia, torch 2.13.0. References by hash (1): run.json."
+    assert f"<p class=small>{words}<" in page
     assert "<td>unet<td>model.safetensors<td>0123456789abcdef<" in page
     assert "<td>adapter plus<td>ip-adapter-plus.safetensors<td>fedcba9876543210<" in page
     assert "<td>adapter global<td>its tensors<td>0011223344556677<" in page
@@ -79,7 +81,7 @@ def test_a_report_tells_which_files_drew(tmp_path: Path) -> None:
         "image_encoders": [],
     }
     page = page_of(dataclasses.replace(results_of([row(1.0, 0.5)]), models=in_memory), tmp_path)
-    assert "<p class=small>StableDiffusionPipeline, DDIMScheduler, torch 2.13.0<" in page
+    assert "<p class=small>StableDiffusionPipeline, DDIMScheduler, torch 2.13.0. References" in page
 
 
 def test_sheets_mix_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
