@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imprompt.cli.progress import quiet_libraries
 from imprompt.emoji.bundle import bundle_folder
+from imprompt.generation.quiet import quiet_libraries
 from imprompt.recipes import config_named
 from imprompt.training.features.shards import Columns, Storage, write_shard
 from imprompt.training.features.store import FeatureKind, FeatureSpec, FeatureStore, feature_folder, write_spec

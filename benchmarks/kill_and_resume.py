@@ -182,7 +182,8 @@ def kill_once(folder: Path, chance: random.Random, point: str | None, seconds: f
 
 def is_same(first: Path, second: Path) -> bool:
     """Whether the newest checkpoints of two runs hold the same, bit for bit."""
-    one, other = (load_checkpoint(newest_checkpoint(path / "checkpoints")) for path in (first, second))
+    paths = [path for folder in (first, second) if (path := newest_checkpoint(folder / "checkpoints")) is not None]
+    one, other = (load_checkpoint(path) for path in paths)
     pairs = ((group, name) for group, tensors in one.tensors.items() for name in tensors)
     same = all(torch.equal(one.tensors[group][name], other.tensors[group][name]) for group, name in pairs)
     return same and one.counters == other.counters and one.tensors.keys() == other.tensors.keys()

@@ -194,7 +194,8 @@ class OfficialStep:
         """One step; its loss."""
         with self.accelerator.accumulate(self.adapter):
             loss = self.loss(batch)
-            mean = self.accelerator.gather(loss.repeat(len(batch.images))).mean().item()
+            losses: Any = self.accelerator.gather(loss.repeat(len(batch.images)))
+            mean = losses.mean().item()
             self.accelerator.backward(loss)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -210,7 +211,7 @@ class OfficialStep:
         timesteps = batch.timesteps
         if timesteps is None:
             timesteps = torch.randint(0, 1000, (len(latents),), device=self.device)
-        timesteps = timesteps.to(self.device).long()
+        timesteps: Any = timesteps.to(self.device).long()
         noisy = self.models.scheduler.add_noise(latents, noise, timesteps)
         embeds = self.look(batch.clip_images)
         rows = zip(embeds, batch.dropped.tolist(), strict=True)

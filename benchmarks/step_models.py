@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 from transformers import (
     CLIPImageProcessor,
@@ -93,6 +95,11 @@ class Size:
 
 
 _SD15_FLOPS = {"VAE encode": 1116.7, "vision": 334.6, "text": 13.3, "UNet forward": 803.6, "UNet backward": 866.6}
+_VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
 _SDXL_FLOPS = {"VAE encode": 1116.7, "vision": 334.6, "text": 111.2, "UNet forward": 1591.9, "UNet backward": 1595.6}
 
 SD15 = Size(
@@ -199,7 +206,8 @@ class Models:
 
     def pipeline(self) -> Any:
         """The parts in diffusers' pipeline."""
-        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
         parts: dict[str, Any] = {"vae": self.vae, "unet": self.unet, "scheduler": self.scheduler}
         parts |= {"text_encoder": self.texts[0], "tokenizer": self.tokenizer}
@@ -215,13 +223,7 @@ def build_models(size: Size, device: torch.device) -> Models:
     torch.manual_seed(0)
     with device:
         unet = UNet2DConditionModel(sample_size=size.pixels // 8, **size.unet)
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            sample_size=size.pixels,
-            **size.vae,
-        )
+        vae = AutoencoderKL(**_VAE, sample_size=size.pixels, **size.vae)
         vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**size.vision))
         texts = tuple(_text_encoder(config, number) for number, config in enumerate(size.texts))
     for part in (unet, vae, vision, *texts):
@@ -231,7 +233,12 @@ def build_models(size: Size, device: torch.device) -> Models:
 
 def _text_encoder(settings: dict[str, Any], number: int) -> nn.Module:
     ends = VOCABULARY - 1
-    words = {"vocab_size": VOCABULARY, "bos_token_id": ends - 1, "eos_token_id": ends, "pad_token_id": ends}
+    words: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "bos_token_id": ends - 1,
+        "eos_token_id": ends,
+        "pad_token_id": ends,
+    }
     config = CLIPTextConfig(**settings, **words)
     return (CLIPTextModel if number == 0 else CLIPTextModelWithProjection)(config)
 

@@ -39,7 +39,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from imprompt.adapter.conditioning import Branch, Conditioning
-from imprompt.cli.progress import quiet_libraries
+from imprompt.generation.quiet import quiet_libraries
 from imprompt.training.adapters.inputs import FEATURES, AdapterBatch
 from imprompt.training.adapters.task import AdapterTask
 from imprompt.training.loop.batches import Portion

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 import imprompt
 from imprompt import ImagePrompt, Request, emoji
@@ -101,10 +104,8 @@ TEXTS: Sequence[tuple[str, dict[str, object]]] = [
 ]
 
 
-def wide() -> object:
+def wide() -> Image.Image:
     """A reference that is no square: two pictures side by side."""
-    from PIL import Image
-
     both = Image.new("RGB", (256, 128), "white")
     for number, path in enumerate((FLAMINGO, TEAPOT)):
         both.paste(load_image(path).resize((128, 128)), (128 * number, 0))
@@ -124,13 +125,13 @@ def framing() -> Sequence[Column]:
     ]
 
 
-def save(image: object, name: str) -> None:
+def save(image: Image.Image, name: str) -> None:
     """Write a picture in few colours, which is small."""
     with atomic_write(HERE / "images" / f"{name}.png") as temporary:
         image.convert("RGB").quantize(128).save(temporary, format="PNG", optimize=True)
 
 
-def sheet_of(pipe: object, images: object, columns: Sequence[tuple[str, dict[str, object]]]) -> object:
+def sheet_of(pipe: Any, images: Any, columns: Sequence[tuple[str, dict[str, Any]]]) -> Image.Image:
     """A row a seed, a column for each of the requests."""
     requests = [Request(**said, seed=seed, steps=20, guidance_scale=3.0) for seed in SEEDS for _, said in columns]
     pictures = [result.images[0] for result in imprompt.generate(pipe, images, requests, batch_size=12)]

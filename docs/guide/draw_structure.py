@@ -9,6 +9,9 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from diffusers.models.adapter import T2IAdapter
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
 import imprompt
@@ -96,9 +99,9 @@ def inpainting() -> list[Image.Image]:
 
 def table() -> dict[str, list[Image.Image]]:
     """All rows."""
-    controlnet = diffusers.ControlNetModel.from_pretrained(emoji.part_folder("controlnet"))
-    t2i_adapter = diffusers.T2IAdapter.from_pretrained(emoji.part_folder("t2i_adapter"))
-    blueprint = diffusers.UNet2DConditionModel.from_pretrained(models_folder() / "unet_blueprint")
+    controlnet = ControlNetModel.from_pretrained(emoji.part_folder("controlnet"))
+    t2i_adapter = T2IAdapter.from_pretrained(emoji.part_folder("t2i_adapter"))
+    blueprint = UNet2DConditionModel.from_pretrained(models_folder() / "unet_blueprint")
     neighbours = zip(REFERENCES, REFERENCES[1:] + REFERENCES[:1], strict=True)
     halves = [[ImagePrompt([one, other], mask=[LEFT, RIGHT])] for one, other in neighbours]
     return {
