@@ -56,7 +56,7 @@ def vit() -> ViTModel:
 
 def dino_pixels(paths: Sequence[Path]) -> Tensor:
     """Pictures as DINO sees them."""
-    return torch.stack([prepare_pixels(Image.open(path), DinoJudge.preprocessing, "crop") for path in paths])
+    return torch.stack([prepare_pixels(Image.open(path), DinoJudge.published, "crop") for path in paths])
 
 
 class FacesOf:

@@ -73,18 +73,18 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
     chosen = _settings(
         protocol,
         base,
-        metrics=_parts(metrics),
-        scales=None if scales is None else tuple(_number(part, "--scales") for part in _parts(scales) or ()),
+        metrics=_parts(metrics, "--metrics"),
+        scales=_scales(scales),
         num_seeds=num_seeds,
         steps=steps,
         guidance_scale=guidance_scale,
         prompts=tuple(prompt) if prompt else None,
     )
     judges, least = _pairs(judge, "--judge"), _bounds(fail_under)
-    _check_judges(chosen, judges)
     _check_bounds(chosen, least)
     share = split_of(split)
     items = _checked_items(chosen, source, limit)  # a wrong folder is told before a model is loaded
+    _check_judges(chosen, judges)
     missing, models = _draw(
         chosen, items, output, Models(base, adapter, encoder, faces, chosen.scheduler),
         engine=engine, share=share, batch_size=batch_size,
@@ -235,11 +235,10 @@ def _is_enough(results: "Results", least: dict[str, float]) -> bool:
 
 def _check_judges(protocol: "Protocol", judges: dict[str, str]) -> None:
     """What is wrong with the judges is told before anything is drawn."""
-    from imprompt.evaluation.judges import check_judges
-    from imprompt.evaluation.metrics.table import metrics_named
-    from imprompt.evaluation.runner import slots_of
+    from imprompt.evaluation.runner import check_judges
 
-    check_judges(judges, slots_of(metrics_named(protocol.metrics)))
+    with busy("loading the judges"):
+        check_judges(protocol, judges)
 
 
 def _check_bounds(protocol: "Protocol", least: dict[str, float]) -> None:
@@ -272,8 +271,18 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
     return pairs
 
 
-def _parts(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+def _scales(text: str | None) -> tuple[float, ...] | None:
+    parts = _parts(text, "--scales")
+    return None if parts is None else tuple(dict.fromkeys(_number(part, "--scales") for part in parts))
+
+
+def _parts(text: str | None, option: str) -> tuple[str, ...] | None:
+    """What an option lists, each once."""
+    if text is None:
+        return None
+    if parts := tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip())):
+        return parts
+    raise PromptError(f"{option} is {text!r}; expected one or more, separated by commas")
 
 
 def _number(text: str, option: str) -> float:

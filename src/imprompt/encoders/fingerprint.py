@@ -8,7 +8,7 @@ _NUM_SAMPLES = 256
 
 
 def hash_weights(update: Callable[[bytes], object], tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Give a hash name, shape, dtype and some 256 values of each tensor, spread over it.
+    """Give a hash name, shape, dtype and some 256 values, spread over it, of each tensor; a meta tensor has no values.
 
     Args:
         update: Of a running hash.
@@ -16,5 +16,6 @@ def hash_weights(update: Callable[[bytes], object], tensors: Iterable[tuple[str,
     """
     for name, tensor in tensors:
         update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}:".encode())
-        values = tensor.detach().flatten()
-        update(values[:: max(1, values.numel() // _NUM_SAMPLES)].float().cpu().numpy().tobytes())
+        if not tensor.is_meta:
+            values = tensor.detach().flatten()
+            update(values[:: max(1, values.numel() // _NUM_SAMPLES)].float().cpu().numpy().tobytes())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from imprompt.core.errors import CheckpointError, EncoderMismatch, first_line
 from imprompt.core.weights import resolve_folder
 from imprompt.encoders.base import EncoderSpec
+from imprompt.encoders.fingerprint import hash_weights
 from imprompt.encoders.vision import load_half
 
 FILES = (
@@ -34,7 +35,6 @@ _TEXT_HALVES: dict[str, tuple[int, int]] = {
     "CLIP ViT-L/14": (768, 12),
     "CLIP ViT-L/14-336": (768, 12),
 }
-_NUM_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -176,9 +176,5 @@ def check_halves(text: TextEncoder, vision: EncoderSpec) -> None:
 def _fingerprint(model: nn.Module) -> str:
     """Hash, of every tensor, name, shape, dtype and some values spread over it, as of a vision tower."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}:".encode())
-        if not tensor.is_meta:
-            values = tensor.detach().flatten()
-            digest.update(values[:: max(1, values.numel() // _NUM_SAMPLES)].float().cpu().numpy().tobytes())
+    hash_weights(digest.update, sorted(model.state_dict().items()))
     return digest.hexdigest()

@@ -118,11 +118,7 @@ def claim(folder: Path, protocol: Protocol, models: Mapping[str, Any], cases: Se
         for name, value in said["settings"].items()
         if known_settings.get(name) != value
     ]
-    models_before, models_now = before.get("models", said["models"]), said["models"]
-    encoders = models_now["image_encoders"], models_before.get("image_encoders", [])
-    if not all(encoders):  # one that is fetched by name is known once it is used
-        models_before["image_encoders"] = models_now["image_encoders"] = encoders[0] or encoders[1]
-    changed += ["models"] if models_before != models_now else []
+    changed += ["models"] if before.get("models", said["models"]) != said["models"] else []
     known: dict[str, str] = before.get("references", {})
     if any(known.get(name, value) != value for name, value in references.items()):
         changed.append("references")

@@ -1,9 +1,10 @@
 """The frozen networks that judge pictures. None of them should be the adapter's own encoder."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from imprompt.core.weights import resolve_folder
 from imprompt.encoders.base import ImageEncoder
 from imprompt.encoders.cache import CachedEncoder, FeatureCache
 from imprompt.encoders.face import FaceEncoder
+from imprompt.encoders.fingerprint import hash_weights
 from imprompt.encoders.preprocess import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, Preprocessing, prepare_pixels
 from imprompt.encoders.text import TextEncoder
 from imprompt.encoders.vision import FILES, VisionEncoder
@@ -37,22 +39,6 @@ SLOTS = (*ADDRESSES, "csd", "face", "inception", "mobilenet")
 _LOCAL = ("face", "inception")
 _PATTERNS = (*FILES, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
 _BATCH = 32
-
-
-class Judge(Protocol):
-    """Pictures in, features out."""
-
-    def pooled(self, paths: Sequence[Path]) -> Tensor:
-        """One vector a picture, float32 on the CPU."""
-        ...
-
-    def patches(self, paths: Sequence[Path]) -> Tensor:
-        """A sequence of patch features a picture."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Name, fingerprint and preprocessing, for the record."""
-        ...
 
 
 @dataclass
@@ -89,11 +75,12 @@ class VisionJudge:
         return torch.cat([self.texts.encode(part).float().cpu() for part in parts])
 
     def describe(self) -> dict[str, Any]:
-        """As `Judge.describe` says."""
+        """Name, fingerprint and preprocessing, for the record."""
         inner = self.encoder.encoder if isinstance(self.encoder, CachedEncoder) else self.encoder
         preprocessing = getattr(inner, "preprocessing", None)
         said = asdict(preprocessing) if preprocessing is not None else None
-        return {**asdict(self.encoder.spec), "preprocessing": said, "reads_texts": self.texts is not None}
+        texts = None if self.texts is None else self.texts.spec.fingerprint
+        return {**asdict(self.encoder.spec), "preprocessing": said, "texts_fingerprint": texts}
 
 
 class DinoJudge:
@@ -103,14 +90,14 @@ class DinoJudge:
     DreamBench++ have it.
     """
 
-    preprocessing = Preprocessing(
-        shortest_edge=256, crop_size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD, resample=BICUBIC
-    )
+    published = Preprocessing(shortest_edge=256, crop_size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD, resample=BICUBIC)
 
     def __init__(self, model: nn.Module, name: str) -> None:
         """Take a `ViTModel` as it stands."""
         self.model: Any = model.eval()
         self.name = name
+        size = self.model.config.image_size
+        self.preprocessing = self.published if size == 224 else self.published.at(size)
 
     @classmethod
     def from_folder(cls, folder: Path, name: str) -> "DinoJudge":
@@ -124,21 +111,17 @@ class DinoJudge:
         """The class token."""
         return self._states(paths)[:, 0]
 
-    def patches(self, paths: Sequence[Path]) -> Tensor:
-        """The patch tokens."""
-        return self._states(paths)[:, 1:]
-
     def describe(self) -> dict[str, Any]:
-        """As `Judge.describe` says."""
-        return {"name": self.name, "kind": "dino", "preprocessing": asdict(self.preprocessing)}
+        """Name, fingerprint and preprocessing, for the record."""
+        digest = hashlib.sha256()
+        hash_weights(digest.update, sorted(self.model.state_dict().items()))
+        said = {"name": self.name, "kind": "dino", "fingerprint": digest.hexdigest()}
+        return {**said, "preprocessing": asdict(self.preprocessing)}
 
     @torch.no_grad()
     def _states(self, paths: Sequence[Path]) -> Tensor:
-        size = self.model.config.image_size
-        preprocessing = self.preprocessing if size == 224 else self.preprocessing.at(size)
-
         def encode(images: list[Image.Image]) -> Tensor:
-            pixels = torch.stack([prepare_pixels(image, preprocessing, "crop") for image in images])
+            pixels = torch.stack([prepare_pixels(image, self.preprocessing, "crop") for image in images])
             return self.model(pixels.to(self.model.device)).last_hidden_state
 
         return _in_batches(paths, encode)
@@ -156,7 +139,7 @@ class FaceJudge:
         return [self._face(path) for path in paths]
 
     def describe(self) -> dict[str, Any]:
-        """As `Judge.describe` says."""
+        """Name, fingerprint and preprocessing, for the record."""
         return asdict(self.encoder.spec)
 
     def _face(self, path: Path) -> Tensor | None:
@@ -194,7 +177,7 @@ class InceptionJudge:
         return torch.stack([self._known[path] for path in paths])
 
     def describe(self) -> dict[str, Any]:
-        """As `Judge.describe` says."""
+        """Name, fingerprint and preprocessing, for the record."""
         resize = "bilinear to 299 x 299 as TensorFlow 1: corners on corners, no smoothing"
         return {"name": self.name, "kind": "inception", "fingerprint": self.fingerprint, "preprocessing": resize}
 
@@ -215,7 +198,7 @@ class MobileNetJudge:
         return self._last_maps(paths).flatten(2).transpose(1, 2)
 
     def describe(self) -> dict[str, Any]:
-        """As `Judge.describe` says."""
+        """Name, fingerprint and preprocessing, for the record."""
         said = {"name": "MobileNetV2, ImageNet", "kind": "mobilenet", "package": PACKAGE, "size": JUDGE_SIZE}
         return {**said, "fingerprint": sha256_file(weights_file())}
 
@@ -236,25 +219,21 @@ def load_judges(given: Mapping[str, str], wanted: Sequence[str], cache_folder: P
         cache_folder: where features outlive the process.
 
     Raises:
-        EvaluationError: as `check_judges`.
-        BundleError: as `check_judges`.
+        EvaluationError: a slot is unknown, or one is wanted that has neither address nor default, or cannot be had.
+        BundleError: the package of a judge is not installed.
+        ImpromptError: the weights of a judge are missing, damaged or another network's.
     """
-    check_judges(given, wanted)
+    _check_addresses(given, wanted)
     return {slot: _load(slot, given.get(slot) or ADDRESSES.get(slot, ""), cache_folder) for slot in wanted}
 
 
-def check_judges(given: Mapping[str, str], wanted: Sequence[str]) -> None:
-    """Say what is wrong with the judges before hours of drawing rather than after them.
-
-    Nothing is loaded, but what lies on a hub is fetched.
-
-    Raises:
-        EvaluationError: a slot is unknown, or one is wanted that has neither address nor default, or cannot be had.
-        BundleError: the package of a judge is not installed.
-    """
+def _check_addresses(given: Mapping[str, str], wanted: Sequence[str]) -> None:
+    """Refuse slots and addresses before the first network is loaded; what lies on a hub is fetched."""
     for slot in given:
         if slot not in SLOTS:
             raise EvaluationError(f"there is no judge {slot!r}; a judge is one of {', '.join(SLOTS)}")
+        if slot == "mobilenet":
+            raise EvaluationError(f"the judge 'mobilenet' comes from a package, {PACKAGE}; leave it out of --judge")
     for slot in wanted:
         if slot not in given and slot not in ADDRESSES and slot != "mobilenet":
             place = "FILE" if slot == "inception" else "FOLDER"

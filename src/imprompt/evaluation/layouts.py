@@ -89,8 +89,10 @@ def read_coco(folder: Path, prompts: tuple[str, ...]) -> list[Case]:
         for row in sorted(said["annotations"], key=lambda row: row["id"]):
             first.setdefault(row["image_id"], row["caption"].strip())
         files = {row["id"]: row["file_name"] for row in said["images"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(f"'{folder}/annotations/captions_val2017.json' is not COCO's: {error!r}") from error
+    if not files:
+        raise EvaluationError(f"'{folder}/annotations/captions_val2017.json' lists no images; take COCO's own file")
     cases = []
     for number in sorted(files):
         cases += _cases(str(number), (_existing(folder / "val2017" / files[number]),), prompts, first.get(number, ""))

@@ -13,6 +13,7 @@ from PIL import Image
 from imprompt.core.chart import line_chart, path_chart
 from imprompt.core.files import atomic_write
 from imprompt.core.images import load_image
+from imprompt.core.markdown import markdown_table
 from imprompt.core.sheet import contact_sheet
 from imprompt.evaluation.drawing import RUN
 from imprompt.evaluation.metrics.table import METRICS, Metric, with_derived
@@ -56,7 +57,7 @@ def write_report(results: Results, references: dict[tuple[str, str], Path], fold
     with atomic_write(file) as path:
         path.write_text(page + "\n".join(parts), encoding="utf-8")
     with atomic_write(folder / "results.md") as path:
-        path.write_text(_markdown(summary_table(results)), encoding="utf-8")
+        path.write_text(markdown_table(summary_table(results)) + "\n", encoding="utf-8")
     return file
 
 
@@ -67,11 +68,6 @@ def _settings(results: Results) -> str:
         f"{said['steps']} steps, guidance {said['guidance_scale']:g}, sampler {said['scheduler'] or 'of the base'}, "
         f"seeds {said['seed']} to {said['seed'] + said['num_seeds'] - 1}, weights {scales}."
     )
-
-
-def _markdown(cells: Sequence[Sequence[str]]) -> str:
-    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in cells]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
 
 
 def summary_table(results: Results) -> list[list[str]]:
@@ -97,12 +93,9 @@ def _summary(results: Results) -> str:
 def _cell(results: Results, name: str, series: Series) -> str:
     if name in METRICS and METRICS[name].kind == "set":
         return _set_cell(results, name, series)
-    interval = results.interval(name, series)
-    if interval is None:
-        return "–"
-    unmeasured = results.num_unmeasured(name, series)
+    interval, unmeasured = results.interval(name, series), results.num_unmeasured(name, series)
     apart = f" · {unmeasured} without" if unmeasured else ""
-    return f"{interval.told('.3f')}{apart}"
+    return f"{'–' if interval is None else interval.told('.3f')}{apart}"
 
 
 def _set_cell(results: Results, name: str, series: Series) -> str:

@@ -134,8 +134,9 @@ class Results:
 
     def num_unmeasured(self, metric: str, series: Series) -> int:
         """Pictures of which a metric has no value: no face, no caption."""
-        rows = [row for row in self.rows if (row.arm, row.scale) == series and metric in row.values]
-        return sum(row.values[metric] is None for row in rows)
+        source = DERIVED[metric].source if metric in DERIVED else metric
+        rows = [row for row in self.rows if (row.arm, row.scale) == series and source in row.values]
+        return sum(row.values[source] is None for row in rows)
 
     def save(self, path: Path) -> None:
         """Write JSON, whole or not at all, with the summary that tables show and what each metric in it is."""
@@ -145,13 +146,22 @@ class Results:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
     def summary(self) -> list[dict[str, Any]]:
-        """Mean and 95 % interval of every metric and series, derived ones too; `sets` has distances between sets."""
+        """Mean and 95 % interval of every metric and series, derived ones too; `sets` has distances between sets.
+
+        Pictures that could not be measured are counted apart; where none could be, there is no mean.
+        """
         names = [name for name, metric in with_derived(self.metrics()).items() if metric.kind != "set"]
         found = [(name, series, self.interval(name, series)) for name in names for series in self.series()]
         return [
-            {"metric": name, "arm": arm, "scale": scale, **asdict(interval)}
+            {
+                "metric": name,
+                "arm": arm,
+                "scale": scale,
+                **({"mean": None} if interval is None else asdict(interval)),
+                "num_unmeasured": self.num_unmeasured(name, (arm, scale)),
+            }
             for name, (arm, scale), interval in found
-            if interval is not None
+            if interval is not None or self.num_unmeasured(name, (arm, scale))
         ]
 
 
@@ -295,7 +305,7 @@ def compare(first: Results, second: Results) -> list[Comparison]:
         EvaluationError: they were not measured by the same judges, or have nothing in common.
     """
     for slot in first.judges.keys() & second.judges.keys():
-        if first.judges[slot] != second.judges[slot]:
+        if _network(first.judges[slot]) != _network(second.judges[slot]):
             raise EvaluationError(
                 f"the judge {slot!r} is not the same network with the same preprocessing in both "
                 f"({first.judges[slot].get('name')!r}, {second.judges[slot].get('name')!r}); evaluate both with one"
@@ -306,6 +316,11 @@ def compare(first: Results, second: Results) -> list[Comparison]:
     if not found:
         raise EvaluationError("the two results share no picture: same protocol, subjects, prompts and seeds are wanted")
     return found
+
+
+def _network(judge: Mapping[str, Any]) -> dict[str, Any]:
+    """What a judge is, wherever it lies: all that is said of it but its name."""
+    return {key: value for key, value in judge.items() if key != "name"}
 
 
 def compared_series(first: Results, second: Results) -> list[tuple[Series, Series]]:

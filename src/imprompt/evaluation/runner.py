@@ -128,8 +128,25 @@ def check_numbers(protocol: Protocol, items: Sequence[Item]) -> None:
             check_enough(metric, smallest, num_references)
 
 
+def check_judges(protocol: Protocol, judges: Mapping[str, str]) -> None:
+    """Load what will judge once, and let it go, so that what is wrong is told before hours of drawing.
+
+    Raises:
+        EvaluationError: a slot is unknown, or a judge cannot be had or cannot judge what is measured.
+        ImpromptError: the weights of a judge are missing, damaged or another network's.
+    """
+    loaded = load_judges(judges, slots_of(metrics_named(protocol.metrics)), None)
+    if "clip_t" in protocol.metrics:
+        loaded["clip"].text(["a picture"])
+
+
 def models_of(pipe: Any, attachment: Any) -> dict[str, Any]:
-    """Base, adapters and the image encoders that are at hand by hash."""
+    """Base, adapters and image encoders by hash; an encoder that is fetched by name is fetched now.
+
+    Raises:
+        EncoderMismatch: an adapter has no encoder.
+    """
+    attachment.load_encoders()
     return {
         "base": describe_pipeline(pipe),
         "adapters": [describe_adapter(each) for each in attachment.adapters],

@@ -112,6 +112,15 @@ class PipelineAttachment(Attachment):
         labels = {site.index: site.block for site in self.sites}
         return [[labels[index] for index in adapter.spec.site_indices] for adapter in self.adapters]
 
+    def load_encoders(self) -> None:
+        """Load now what is loaded otherwise when a picture first needs it.
+
+        Raises:
+            EncoderMismatch: an adapter has no encoder, and no published one fits.
+        """
+        for source in self._sources:
+            source.load_encoders()
+
     def describe_encoders(self) -> list[dict[str, str]]:
         """Name and fingerprint of the encoders of every adapter that has used or been given some."""
         texts = [

@@ -66,6 +66,16 @@ class FaceFeatures:
         """Those at hand."""
         return (*([self._faces] if self._faces else []), *(self._crops.encoders if self._crops else ()))
 
+    def load_encoders(self) -> None:
+        """Have the encoder of crops at hand, where there is one.
+
+        Raises:
+            EncoderMismatch: there is no face encoder, or no published one of crops fits.
+        """
+        self._encoder()
+        if self._crops is not None:
+            self._crops.encoder_at_hand()
+
     def choosing(self, choice: FaceChoice | None) -> "FaceFeatures":
         """The same with another face of every picture; itself if None."""
         if choice is None:

@@ -92,6 +92,10 @@ class EncoderFeatures:
         """The encoder, if it is at hand."""
         return () if self.encoder is None else (self.encoder,)
 
+    def load_encoders(self) -> None:
+        """Have the encoder at hand; see `encoder_at_hand`."""
+        self.encoder_at_hand()
+
     def features(self, images: Sequence[Image.Image], fit: Fit) -> Float[Tensor, "images *length feature"]:
         """Features of pictures."""
         layer, index = encoder_layer(self.spec), _index(self.spec.features.index)

@@ -2,13 +2,18 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from imprompt.core.images import load_image
+from imprompt.emoji.bundle import ADAPTER_FILES
+from imprompt.encoders.vision import VisionEncoder
 from imprompt.evaluation import drawing
 from imprompt.evaluation.results import read_results
+from imprompt.generation import attach, features
 from tests import tiny, tiny_judges
 
 
@@ -141,7 +146,46 @@ def test_pictures_without_a_caption_have_no_likeness_to_one_and_are_counted(eval
     assert "put name.txt beside a picture, or give --prompt" in err
     assert code == 0 and "1 of 2 have no caption (subject-1.png): CLIP-T leaves them out" in err
     (adapter,) = [line for line in out.splitlines() if line.startswith("adapter")]
-    assert adapter.count("2 without") == 1
+    assert adapter.count("2 without") == 3  # CLIP-T and its two other scales
+    (references / "subject-0.txt").unlink()
+    code, out, err = evaluate("-o", "silent", metrics="clip_t")
+    assert code == 0 and "2 of 2 have no caption" in err
+    assert [line for line in out.splitlines() if line.startswith("adapter")][0].count("– · 4 without") == 3
+    summary = json.loads(Path("silent/results.json").read_text())["summary"]
+    assert {(row["mean"], row["num_unmeasured"]) for row in summary if row["arm"] == "adapter"} == {(None, 4)}
+
+
+def test_a_judge_that_reads_no_texts_is_told_before_anything_is_drawn(embedded, evaluate, tmp_path):
+    code, _, err = evaluate("--judge", f"clip={embedded / 'image_encoder'}", metrics="clip_i,clip_t")
+    assert code == 1 and "reads no texts; give the folder of a whole CLIP" in err
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_a_weight_that_is_said_twice_is_drawn_once(evaluate, tmp_path):
+    assert evaluate("--scales", "0.5,0.5", metrics="near_copies")[0] == 0
+    assert len(read_results(tmp_path / "evaluation").rows) == 2 * 2 + 2 * 2 + 2
+
+
+def test_an_encoder_that_is_fetched_by_name_is_part_of_a_run(embedded, evaluate, tmp_path, monkeypatch):
+    """The base has none, and the adapter names a published one."""
+    base = shutil.copytree(embedded, tmp_path / "base", ignore=shutil.ignore_patterns("image_encoder"))
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps({k: v for k, v in index.items() if k != "image_encoder"}))
+    published = SimpleNamespace(name="published", address="nobody/published")
+    monkeypatch.setattr(features, "_published", lambda spec: published)
+    fetch = attach.load_encoder
+    where = {published.address: embedded / "image_encoder"}
+    monkeypatch.setattr(attach, "load_encoder", lambda source, **said: fetch(where.get(source, source), **said))
+    said = ("--base", base, "--adapter", embedded / "adapters" / ADAPTER_FILES["plus"], "-o", "run")
+    for _ in range(2):  # the second draws nothing
+        assert evaluate(*said, metrics="near_copies")[0] == 0
+        (told,) = read_results(tmp_path / "run").models["image_encoders"]
+        assert told["fingerprint"] == VisionEncoder.from_folder(embedded / "image_encoder").spec.fingerprint
+    other = shutil.copytree(embedded / "image_encoder", tmp_path / "other")
+    weights = {name: value + 1e-3 for name, value in load_file(other / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = evaluate(*said, "--encoder", other, metrics="near_copies")
+    assert code == 1 and "pictures of other models" in err
 
 
 def test_compare_tells_what_is_real(evaluate, run, tmp_path):
@@ -225,6 +269,9 @@ def test_one_subject_has_a_mean_and_decides_nothing(evaluate, run):
         (("--judge", "clip=nowhere"), "the judge 'clip' is to be 'nowhere', which cannot be had"),
         (("--judge", "clip=nobody/nothing"), "'nobody/nothing' is not on this machine and could not be downloaded"),
         (("--judge", "clip=references"), "which has no config.json"),
+        (("--metrics", "fid", "--judge", "inception=references/subject-0.txt"), "subject-0.txt"),
+        (("--metrics", "face", "--judge", "face=references"), "references"),
+        (("--metrics", "near_copies", "--scales", ""), "--scales is ''; expected one or more"),
         (("--metrics", "cmmd", "--limit", "1"), "CMMD of 2 pictures against 1 references; it wants 2 or more"),
         (("--metrics", "dinov2"), "the judge 'dinov2' is to be 'facebook/dinov2-small', which cannot be had"),
     ],

@@ -40,7 +40,8 @@ def test_a_clip_judges_pictures_and_texts_as_transformers_does(clip_folder: Path
     unit = torch.nn.functional.normalize
     assert torch.allclose(unit(judge.pooled(pictures), dim=1), outputs.image_embeds, atol=1e-5)
     assert torch.allclose(unit(judge.text(["a cat", "a dog on the moon"]), dim=1), outputs.text_embeds, atol=1e-5)
-    assert judge.describe()["reads_texts"] and len(judge.describe()["fingerprint"]) > 8
+    said = judge.describe()
+    assert len(said["fingerprint"]) == len(said["texts_fingerprint"]) == 64 != said["fingerprint"]
 
 
 def test_dino_is_its_class_token(pictures: list[Path]) -> None:
@@ -49,17 +50,32 @@ def test_dino_is_its_class_token(pictures: list[Path]) -> None:
     with torch.no_grad():
         states = model(tiny_judges.dino_pixels(pictures)).last_hidden_state
     assert torch.allclose(judge.pooled(pictures), states[:, 0], atol=1e-5)
-    assert torch.allclose(judge.patches(pictures), states[:, 1:], atol=1e-5)
+
+
+def test_a_dino_is_told_by_its_weights_and_what_it_does_to_pictures() -> None:
+    said, again = (DinoJudge(tiny_judges.vit(), name).describe() for name in ("one", "other"))
+    assert said["preprocessing"]["crop_size"] == 224 and said["fingerprint"] == again["fingerprint"]
+    model = tiny_judges.vit()
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    assert DinoJudge(model, "one").describe()["fingerprint"] != said["fingerprint"]
+    model.config.image_size = 448
+    assert DinoJudge(model, "one").describe()["preprocessing"]["crop_size"] == 448
 
 
 def test_scores_do_not_depend_on_how_many_are_looked_at_at_once_and_are_the_same_again(
     clip_folder: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five pictures fourteen times over, so that the same one is at other places of other batches."""
+    """Seventy pictures, each of which is read: of the same one twice, the features of the first time would be taken."""
+    random = np.random.default_rng(1)
+    for number in range(5, 70):
+        pictures.append(pictures[0].with_name(f"{number}.png"))
+        Image.fromarray(random.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(pictures[-1])
     for path in pictures:
         path.with_suffix(".txt").write_text(f"picture {path.stem}")
-    once = items_of(read_folder(pictures[0].parent, ()), scales=(1.0,), num_seeds=1, seed=0, controls=False)
-    items, shuffled = 14 * once, 14 * (pictures[1:] + pictures[:1])
+    items = items_of(read_folder(pictures[0].parent, ()), scales=(1.0,), num_seeds=1, seed=0, controls=False)
+    references = [item.case.references[0] for item in items]
+    shuffled = references[1:] + references[:1]
     found = []
     for number in (1, 7, 64):
         monkeypatch.setattr("imprompt.evaluation.judges._BATCH", number)
@@ -69,9 +85,8 @@ def test_scores_do_not_depend_on_how_many_are_looked_at_at_once_and_are_the_same
         found.append([score_pictures(METRICS[name], items, shuffled, judges) for name in ("clip_i", "clip_t", "style")])
     for other in found[1:]:
         assert np.allclose(found[0], other, rtol=0, atol=1e-6)
-    again = np.array(found).reshape(3, 3, 14, 5)
-    assert np.allclose(again, again[:, :, :1], rtol=0, atol=1e-6) and again.std(axis=3).min() > 1e-4
-    assert np.allclose(score_pictures(METRICS["clip_i"], once, pictures, judges), 1.0, atol=1e-6)
+    assert np.array(found).std(axis=2).min() > 1e-4
+    assert np.allclose(score_pictures(METRICS["clip_i"], items, references, judges), 1.0, atol=1e-6)
 
 
 def test_a_picture_without_a_face_is_counted_apart(pictures: list[Path]) -> None:
@@ -98,3 +113,5 @@ def test_a_judge_that_is_wanted_and_not_named_is_asked_for() -> None:
         load_judges({}, ["face"], None)
     with pytest.raises(EvaluationError, match="no judge 'clipp'"):
         load_judges({"clipp": "x"}, [], None)
+    with pytest.raises(EvaluationError, match="'mobilenet' comes from a package"):
+        load_judges({"mobilenet": "x"}, ["mobilenet"], None)

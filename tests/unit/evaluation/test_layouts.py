@@ -83,8 +83,13 @@ def test_coco_takes_the_caption_with_the_lowest_number(tmp_path: Path) -> None:
     file.write_text(json.dumps(said))
     (case,) = read_coco(tmp_path, ())
     assert (case.subject, case.prompt, case.caption) == ("7", "", "first")
-    file.write_text("{}")
-    with pytest.raises(EvaluationError, match="not COCO's"):
+    said["annotations"][0]["caption"] = None
+    for damaged in ({}, said):
+        file.write_text(json.dumps(damaged))
+        with pytest.raises(EvaluationError, match="not COCO's"):
+            read_coco(tmp_path, ())
+    file.write_text(json.dumps({"images": [], "annotations": []}))
+    with pytest.raises(EvaluationError, match="lists no images"):
         read_coco(tmp_path, ())
 
 

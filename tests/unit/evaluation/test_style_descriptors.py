@@ -87,6 +87,6 @@ def test_it_is_the_cosine_of_descriptors_to_the_style_picture(
 
 def test_the_weights_are_told_and_have_no_default(folder: Path) -> None:
     judge = load_judges({"csd": str(folder)}, ["csd"], None)["csd"]
-    assert len(judge.describe()["fingerprint"]) > 8 and not judge.describe()["reads_texts"]
+    assert len(judge.describe()["fingerprint"]) > 8 and judge.describe()["texts_fingerprint"] is None
     with pytest.raises(EvaluationError, match="--judge csd=FOLDER"):
         load_judges({}, ["csd"], None)

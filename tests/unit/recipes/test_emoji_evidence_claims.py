@@ -229,6 +229,7 @@ def interval(low, high):
         (0.1, 0.3, 0.0, True, (0.2, 0.1), HOLDS),
         (0.1, 0.3, 0.0, True, (0.3, -0.01), UNDECIDED),
         (-0.3, -0.1, 0.0, True, (-0.3, -0.1), FAILS),
+        (0.1, 0.3, 0.0, True, (0.2, None), UNDECIDED),
     ],
 )
 def test_a_test_is_decided_by_its_whole_interval_and_every_training(low, high, bound, above, trainings, outcome):

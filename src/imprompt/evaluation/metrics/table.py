@@ -82,7 +82,7 @@ METRICS = {
             name="style",
             title="style similarity",
             judge="dinov2",
-            definition="cosine of mean and deviation over patches of the last but one layer: picture, style reference",
+            definition="cosine of mean and deviation over tokens of the last but one layer: picture, style reference",
         ),
         Metric(
             name="csd",
@@ -94,7 +94,7 @@ METRICS = {
             name="content",
             title="CAS",
             judge="dinov2",
-            definition="content alignment score (arXiv 2408.16766): picture, reference",
+            definition="CAS (arXiv 2408.16766) over tokens of the last but one layer: picture, reference",
             higher_is_better=False,
         ),
         Metric(

@@ -77,20 +77,20 @@ def _decoupled_less(measured: Measured, kind: str, word: str, training_seeds: Se
 
 def _each_training(
     measured: Measured, first: str, second: str, measure: str, seeds: Sequence[int], split: HeldOut | None
-) -> tuple[float, ...]:
-    """Mean difference of each training seed."""
+) -> tuple[float | None, ...]:
+    """Mean difference of each training seed; None where one was not measured."""
     found = (change(measured, trained_name(first, seed), trained_name(second, seed), measure, split) for seed in seeds)
-    return tuple(interval.mean for interval in found if interval is not None)
+    return tuple(None if interval is None else interval.mean for interval in found)
 
 
 def _share_of_each_training(
     measured: Measured, mark: str, series: str, measure: str, seeds: Sequence[int]
-) -> tuple[float, ...]:
-    """Share of the mark of each training seed."""
+) -> tuple[float | None, ...]:
+    """Share of the mark of each training seed; None where that may be no better than chance."""
     chance = measured.chance[measure]
     pairs = ((trained_name(mark, seed), trained_name(series, seed)) for seed in seeds)
     found = (kept(measured, *pair, measure, chance) for pair in pairs)
-    return tuple(interval.mean for interval in found if interval is not None)
+    return tuple(None if interval is None else interval.mean for interval in found)
 
 
 def _rates(*kinds: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from imprompt.core.markdown import markdown_table
 from imprompt.evaluation.intervals import Interval
 from imprompt.recipes.emoji.evidence.claim import Chart, Claim
 from imprompt.recipes.emoji.evidence.cost_table import CostRow
@@ -104,7 +105,7 @@ def _summary(claims: Sequence[Claim]) -> str:
         rows.append(
             [f"[{claim.title}](#{_anchor(claim.title)})", f"**{claim.verdict}**", f"{test.what}: {_cell(test)}"]
         )
-    return "## Summary\n\n" + _table([["claim", "verdict", "the figure on which it hangs"], *rows])
+    return "## Summary\n\n" + markdown_table([["claim", "verdict", "the figure on which it hangs"], *rows])
 
 
 def _measures(chance: dict[str, float]) -> str:
@@ -118,7 +119,7 @@ def _measures(chance: dict[str, float]) -> str:
         f"decided; nothing is decided by fewer than {FEWEST} references. Trainings are too few for an interval of "
         "their own: each is told, and all must agree. Chance of `style` is that of pictures which "
         "are all in the style that is commonest among the references.\n\n"
-        + _table([["measure", "of a picture", "chance"], *rows])
+        + markdown_table([["measure", "of a picture", "chance"], *rows])
     )
 
 
@@ -150,7 +151,7 @@ def _where(claim: Claim) -> str:
 def _figures(claim: Claim) -> str:
     columns = list(claim.rows[0].figures)
     rows = [[row.title, *(interval_text(row.figures[name]) for name in columns)] for row in claim.rows]
-    return _table([["", *columns], *rows])
+    return markdown_table([["", *columns], *rows])
 
 
 def _tests(claim: Claim) -> str:
@@ -159,11 +160,11 @@ def _tests(claim: Claim) -> str:
         [test.what, _cell(test), f"{'above' if test.above else 'below'} {test.bound:.3g}", test.outcome]
         for test in tests
     ]
-    return _table([["what decides", "figure", "wanted", "outcome"], *rows])
+    return markdown_table([["what decides", "figure", "wanted", "outcome"], *rows])
 
 
 def _notes(notes: Sequence[Figure]) -> str:
-    return _table([["beside it", "figure"], *([test.what, _cell(test)] for test in notes)])
+    return markdown_table([["beside it", "figure"], *([test.what, _cell(test)] for test in notes)])
 
 
 def _costs(costs: Sequence[CostRow]) -> str:
@@ -198,7 +199,7 @@ def _costs(costs: Sequence[CostRow]) -> str:
         "arithmetic alone, a processor's own or an accelerator's, measured on some steps after each training; "
         "operations are those of its products of matrices and its convolutions, forward and backward; bytes are those "
         "of what has to be kept of a model, in half precision. A dash stands for what is not known. These are counts, "
-        "without a verdict.\n\n" + _table([head, *rows])
+        "without a verdict.\n\n" + markdown_table([head, *rows])
     )
 
 
@@ -232,7 +233,7 @@ def _origin(findings: Findings) -> str:
         *([name, words] for name, words in findings.origin.items()),
         *([name, told] for name, told in settings.items()),
     ]
-    return "## How this page was made\n\n" + _table([["", ""], *rows])
+    return "## How this page was made\n\n" + markdown_table([["", ""], *rows])
 
 
 def interval_text(interval: Interval | None) -> str:
@@ -242,17 +243,12 @@ def interval_text(interval: Interval | None) -> str:
 
 def _cell(test: Figure) -> str:
     """A figure, and that of each training."""
-    each = ", ".join(f"{figure:.3f}" for figure in test.trainings)
+    each = ", ".join(_number(figure, ".3f") for figure in test.trainings)
     return interval_text(test.interval) + (f"; trainings {each}" if each else "")
 
 
 def _number(value: int | float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
-
-
-def _table(cells: Sequence[Sequence[str]]) -> str:
-    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in cells]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def _anchor(title: str) -> str:

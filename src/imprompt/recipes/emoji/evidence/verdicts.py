@@ -30,21 +30,23 @@ class Figure:
         interval: Of the figure; None where it cannot be computed.
         bound: What it is compared with.
         above: Whether the claim wants the figure above the bound; below it otherwise.
-        trainings: The same figure of each training by itself; all must be on the side that the interval is on.
+        trainings: The same figure of each training by itself, None where it cannot be computed; all must be on the side
+            that the interval is on.
     """
 
     what: str
     interval: Interval | None
     bound: float = 0.0
     above: bool = True
-    trainings: tuple[float, ...] = ()
+    trainings: tuple[float | None, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
         """Whether the whole interval, and every training, lies on one side of the bound."""
-        if self.interval is None or self.interval.num_groups < FEWEST:
+        each = [figure for figure in self.trainings if figure is not None]
+        if self.interval is None or self.interval.num_groups < FEWEST or len(each) < len(self.trainings):
             return UNDECIDED
-        figures = (self.interval.low, self.interval.high, *self.trainings)
+        figures = (self.interval.low, self.interval.high, *each)
         if all(figure > self.bound if self.above else figure < self.bound for figure in figures):
             return HOLDS
         if all(figure < self.bound if self.above else figure > self.bound for figure in figures):
