@@ -17,7 +17,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -140,7 +139,6 @@ def imprompt_adapter(adapter: Adapter | None) -> Callable[..., Any]:
     return start
 
 
-@cache
 def variants(unet: UNet2DConditionModel) -> list[Variant]:
     """Everything that is compared, the baseline first."""
     rows = [Variant("stock diffusers, no adapter", stock)]
@@ -187,8 +185,9 @@ def measure_layers(size: int, repeats: int) -> None:
     """Table 2: CPU time of this thread in the 16 cross-attentions, hooks and processors included."""
     unet = UNet2DConditionModel(**SD15).eval()
     seconds: dict[str, list[float]] = {}
+    compared = _with_inputs(unet, size, "cpu")
     for _ in range(repeats):
-        for variant, latent, text in _with_inputs(unet, size, "cpu"):
+        for variant, latent, text in compared:
             step, stop = variant.start(unet, text)
             step(latent)
             seconds.setdefault(variant.name, []).append(_time_layers(unet, step, latent))
@@ -221,8 +220,9 @@ def measure_unet(size: int, repeats: int) -> None:
     """Table 3: wall time of the whole UNet, and whether the output is the same to the last bit where it must be."""
     unet = UNet2DConditionModel(**SD15).eval()
     seconds: dict[str, list[float]] = {}
+    compared = _with_inputs(unet, size, "cpu")
     for _ in range(repeats):
-        for variant, latent, text in _with_inputs(unet, size, "cpu"):
+        for variant, latent, text in compared:
             step, stop = variant.start(unet, text)
             step(latent)
             began = time.perf_counter()

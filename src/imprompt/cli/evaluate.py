@@ -84,7 +84,7 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
     _check_bounds(chosen, least)
     share = split_of(split)
     items = _checked_items(chosen, source, limit)  # a wrong folder is told before a model is loaded
-    _check_judges(chosen, judges)
+    _check_judges(chosen, items, judges)
     missing, models = _draw(
         chosen, items, output, Models(base, adapter, encoder, faces, chosen.scheduler),
         engine=engine, share=share, batch_size=batch_size,
@@ -233,12 +233,14 @@ def _is_enough(results: "Results", least: dict[str, float]) -> bool:
     return enough
 
 
-def _check_judges(protocol: "Protocol", judges: dict[str, str]) -> None:
+def _check_judges(protocol: "Protocol", items: "list[Item]", judges: dict[str, str]) -> None:
     """What is wrong with the judges is told before anything is drawn."""
     from imprompt.evaluation.runner import check_judges
+    from imprompt.generation.quiet import quiet_libraries
 
+    quiet_libraries()
     with busy("loading the judges"):
-        check_judges(protocol, judges)
+        check_judges(protocol, items, judges)
 
 
 def _check_bounds(protocol: "Protocol", least: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from imprompt.core.errors import DownloadError, FaceError
+from imprompt.core.errors import CheckpointError, DownloadError, FaceError, first_line
 from imprompt.core.files import sha256_file
 from imprompt.core.images import fit_square, load_image
 from imprompt.core.weights import resolve_folder
@@ -101,10 +101,23 @@ class DinoJudge:
 
     @classmethod
     def from_folder(cls, folder: Path, name: str) -> "DinoJudge":
-        """Load a `ViTModel`, without the pooling that DINO never trained."""
+        """Load a `ViTModel`, without the pooling that DINO never trained.
+
+        Raises:
+            CheckpointError: it cannot be read, or is another network.
+        """
         from transformers import ViTModel
 
-        model: Any = ViTModel.from_pretrained(folder, add_pooling_layer=False, use_safetensors=True)
+        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+        try:
+            loaded: Any = ViTModel.from_pretrained(folder, add_pooling_layer=False, **options)
+        except Exception as error:  # transformers raises whatever its parsers do
+            raise CheckpointError(f"'{folder}' holds no ViT that can be read ({first_line(error)})") from error
+        model, report = loaded
+        if missing := sorted(report["missing_keys"]):
+            raise CheckpointError(
+                f"'{folder}' is no DINO: it lacks {len(missing)} tensors of a ViT, as '{missing[0]}'; give a ViTModel"
+            )
         return cls(model.to(default_device()), name)
 
     def pooled(self, paths: Sequence[Path]) -> Tensor:
@@ -191,19 +204,12 @@ class MobileNetJudge:
 
     def pooled(self, paths: Sequence[Path]) -> Tensor:
         """The last feature map, averaged over positions."""
-        return self._last_maps(paths).mean(dim=(2, 3))
-
-    def patches(self, paths: Sequence[Path]) -> Tensor:
-        """The last feature map, a token a position."""
-        return self._last_maps(paths).flatten(2).transpose(1, 2)
+        return _in_batches(paths, lambda images: torch.cat([self._last_map(image).mean((2, 3)) for image in images]))
 
     def describe(self) -> dict[str, Any]:
         """Name, fingerprint and preprocessing, for the record."""
         said = {"name": "MobileNetV2, ImageNet", "kind": "mobilenet", "package": PACKAGE, "size": JUDGE_SIZE}
         return {**said, "fingerprint": sha256_file(weights_file())}
-
-    def _last_maps(self, paths: Sequence[Path]) -> Tensor:
-        return _in_batches(paths, lambda images: torch.cat([self._last_map(image) for image in images]))
 
     def _last_map(self, image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.asarray(fit_square(image, "crop")).copy()).permute(2, 0, 1)[None]
@@ -231,7 +237,8 @@ def _check_addresses(given: Mapping[str, str], wanted: Sequence[str]) -> None:
     """Refuse slots and addresses before the first network is loaded; what lies on a hub is fetched."""
     for slot in given:
         if slot not in SLOTS:
-            raise EvaluationError(f"there is no judge {slot!r}; a judge is one of {', '.join(SLOTS)}")
+            named = ", ".join(each for each in SLOTS if each != "mobilenet")
+            raise EvaluationError(f"there is no judge {slot!r}; one that is given is one of {named}")
         if slot == "mobilenet":
             raise EvaluationError(f"the judge 'mobilenet' comes from a package, {PACKAGE}; leave it out of --judge")
     for slot in wanted:

@@ -18,9 +18,13 @@ from imprompt.evaluation.sets import set_change, set_interval, set_rows
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 Series = tuple[str, float]
 """Arm and scale: what belongs into one row of a table."""
+
+
+_NOTHING = {"mean": None, "low": None, "high": None, "num_values": 0, "num_groups": 0}
+"""What is told in place of an interval where nothing was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +161,7 @@ class Results:
                 "metric": name,
                 "arm": arm,
                 "scale": scale,
-                **({"mean": None} if interval is None else asdict(interval)),
+                **(_NOTHING if interval is None else asdict(interval)),
                 "num_unmeasured": self.num_unmeasured(name, (arm, scale)),
             }
             for name, (arm, scale), interval in found
@@ -175,7 +179,9 @@ def read_results(path: Path) -> Results:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["version"] != VERSION:
-            raise EvaluationError(f"'{file}' has version {content['version']}; this imprompt reads {VERSION}")
+            raise EvaluationError(
+                f"'{file}' has version {content['version']}, and this imprompt reads {VERSION}; evaluate again"
+            )
         kept = {name: content[name] for name in ("protocol", "models", "judges", "groups", "sets", "versions")}
         return Results(rows=[Row(**row) for row in content["rows"]], **kept)
     except FileNotFoundError:

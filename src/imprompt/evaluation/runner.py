@@ -128,7 +128,7 @@ def check_numbers(protocol: Protocol, items: Sequence[Item]) -> None:
             check_enough(metric, smallest, num_references)
 
 
-def check_judges(protocol: Protocol, judges: Mapping[str, str]) -> None:
+def check_judges(protocol: Protocol, items: Sequence[Item], judges: Mapping[str, str]) -> None:
     """Load what will judge once, and let it go, so that what is wrong is told before hours of drawing.
 
     Raises:
@@ -136,7 +136,7 @@ def check_judges(protocol: Protocol, judges: Mapping[str, str]) -> None:
         ImpromptError: the weights of a judge are missing, damaged or another network's.
     """
     loaded = load_judges(judges, slots_of(metrics_named(protocol.metrics)), None)
-    if "clip_t" in protocol.metrics:
+    if "clip_t" in protocol.metrics and any(item.case.caption for item in items):
         loaded["clip"].text(["a picture"])
 
 
@@ -145,6 +145,8 @@ def models_of(pipe: Any, attachment: Any) -> dict[str, Any]:
 
     Raises:
         EncoderMismatch: an adapter has no encoder.
+        DownloadError: one is neither here nor reachable.
+        CheckpointError: one is here and cannot be read.
     """
     attachment.load_encoders()
     return {

@@ -117,6 +117,8 @@ class PipelineAttachment(Attachment):
 
         Raises:
             EncoderMismatch: an adapter has no encoder, and no published one fits.
+            DownloadError: one is neither here nor reachable.
+            CheckpointError: one is here and cannot be read.
         """
         for source in self._sources:
             source.load_encoders()

@@ -67,7 +67,7 @@ class FaceFeatures:
         return (*([self._faces] if self._faces else []), *(self._crops.encoders if self._crops else ()))
 
     def load_encoders(self) -> None:
-        """Have the encoder of crops at hand, where there is one.
+        """Have the face encoder at hand, and that of crops where there is one.
 
         Raises:
             EncoderMismatch: there is no face encoder, or no published one of crops fits.

@@ -159,6 +159,9 @@ def test_a_judge_that_reads_no_texts_is_told_before_anything_is_drawn(embedded, 
     code, _, err = evaluate("--judge", f"clip={embedded / 'image_encoder'}", metrics="clip_i,clip_t")
     assert code == 1 and "reads no texts; give the folder of a whole CLIP" in err
     assert not (tmp_path / "evaluation").exists()
+    for caption in (tmp_path / "references").glob("*.txt"):
+        caption.unlink()  # nothing is to be read
+    assert evaluate("--judge", f"clip={embedded / 'image_encoder'}", metrics="clip_i,clip_t")[0] == 0
 
 
 def test_a_weight_that_is_said_twice_is_drawn_once(evaluate, tmp_path):
@@ -202,6 +205,9 @@ def test_compare_tells_what_is_real(evaluate, run, tmp_path):
     said = {tuple(line.split()[:2]): line for line in out.splitlines()}
     assert said["CLIP-I", "adapter"].endswith("better") and "+0.1000" in said["CLIP-I", "adapter"]
     assert said["CLIP-T", "adapter"].endswith("  no difference")
+    content["judges"]["clip"]["name"] = "another folder"  # of the same network
+    file.write_text(json.dumps(content))
+    assert run("compare", "before", "after")[1] == out
     assert {arm for _, arm in said} == {"adapter", "text"}  # the reference handed back is the same in both
     asked = content["rows"][0]["prompt"]
     content["rows"][0]["prompt"] = "something else"

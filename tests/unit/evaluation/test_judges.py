@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from imprompt.core.errors import CheckpointError
 from imprompt.evaluation.errors import EvaluationError
 from imprompt.evaluation.items import items_of
 from imprompt.evaluation.judges import DinoJudge, load_judges
@@ -41,7 +42,8 @@ def test_a_clip_judges_pictures_and_texts_as_transformers_does(clip_folder: Path
     assert torch.allclose(unit(judge.pooled(pictures), dim=1), outputs.image_embeds, atol=1e-5)
     assert torch.allclose(unit(judge.text(["a cat", "a dog on the moon"]), dim=1), outputs.text_embeds, atol=1e-5)
     said = judge.describe()
-    assert len(said["fingerprint"]) == len(said["texts_fingerprint"]) == 64 != said["fingerprint"]
+    assert len(said["fingerprint"]) == len(said["texts_fingerprint"]) == 64
+    assert said["texts_fingerprint"] != said["fingerprint"]
 
 
 def test_dino_is_its_class_token(pictures: list[Path]) -> None:
@@ -50,6 +52,17 @@ def test_dino_is_its_class_token(pictures: list[Path]) -> None:
     with torch.no_grad():
         states = model(tiny_judges.dino_pixels(pictures)).last_hidden_state
     assert torch.allclose(judge.pooled(pictures), states[:, 0], atol=1e-5)
+
+
+def test_what_is_no_dino_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    tiny_judges.vit().save_pretrained(tmp_path / "dino")
+    assert load_judges({"dino": str(tmp_path / "dino")}, ["dino"], None)
+    with pytest.raises(CheckpointError, match="is no DINO: it lacks"):
+        load_judges({"dino": str(clip_folder)}, ["dino"], None)
+    weights = tmp_path / "dino" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match="holds no ViT that can be read"):
+        load_judges({"dino": str(tmp_path / "dino")}, ["dino"], None)
 
 
 def test_a_dino_is_told_by_its_weights_and_what_it_does_to_pictures() -> None:

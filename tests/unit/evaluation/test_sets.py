@@ -160,13 +160,16 @@ def test_sets_of_others_are_not_compared(
     assert caplog.text.count("not of the same subjects, prompts and seeds") == 6  # of the adapter, of the text alone
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"version": 1}', '"words"', "no json"])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"version": 2}', '"words"', "no json"])
 def test_what_is_no_result_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(EvaluationError, match=r"is no results\.json"):
         read_results(tmp_path)
     with pytest.raises(EvaluationError, match="there is no"):
         read_results(tmp_path / "none")
+    (tmp_path / "results.json").write_text('{"version": 1}')
+    with pytest.raises(EvaluationError, match="has version 1, and this imprompt reads 2; evaluate again"):
+        read_results(tmp_path)
 
 
 def test_means_and_change_are_of_the_same_pictures(evaluated: Callable[..., Results]) -> None:
