@@ -83,7 +83,9 @@ def evaluate(  # noqa: PLR0913  (a command's options are its parameters)
     judges, least = _pairs(judge, "--judge"), _bounds(fail_under)
     _check_bounds(chosen, least)
     share = split_of(split)
-    items = _checked_items(chosen, source, limit)  # a wrong folder is told before a model is loaded
+    items = _checked_items(chosen, source, limit, output)  # what is wrong with them is told before a model is loaded
+    for note in _notes(chosen, items, output, judges) if share[0] == 0 else ():
+        typer.echo(note, err=True)
     _check_judges(chosen, items, judges)
     missing, models = _draw(
         chosen, items, output, Models(base, adapter, encoder, faces, chosen.scheduler),
@@ -144,11 +146,15 @@ class Models:
         return pipe, attach_adapter(pipe, {name: getattr(self, name, None) for name in NAMES})
 
 
-def _checked_items(protocol: "Protocol", source: Path, limit: int | None) -> "list[Item]":
+def _checked_items(protocol: "Protocol", source: Path, limit: int | None, output: Path) -> "list[Item]":
+    from imprompt.evaluation.drawing import check_references, check_settings
     from imprompt.evaluation.runner import check_numbers, items_in
 
     items = items_in(protocol, source, limit)
     check_numbers(protocol, items)
+    check_settings(output, protocol)
+    with busy("opening the references"):
+        check_references(output, list(dict.fromkeys(item.case for item in items)))
     return items
 
 
@@ -165,8 +171,6 @@ def _draw(
     from imprompt.evaluation.cluster import Drawing, draw_on_ray
     from imprompt.evaluation.runner import draw_share, models_of, num_missing
 
-    for note in _notes(protocol, items, output) if share[0] == 0 else ():
-        typer.echo(note, err=True)
     options: dict[str, Any] = {"share": share, "batch_size": batch_size}
     with plain_words(remedy="a smaller --batch-size"):
         if engine is Engine.RAY:
@@ -180,7 +184,7 @@ def _draw(
             return num_missing(items, output, drawn=drawn), models_of(pipe, attachment)
 
 
-def _notes(protocol: "Protocol", items: "Sequence[Item]", output: Path) -> Iterator[str]:
+def _notes(protocol: "Protocol", items: "Sequence[Item]", output: Path, judges: dict[str, str]) -> Iterator[str]:
     """What is there of an earlier run, and what a user may not have meant."""
     from imprompt.evaluation.drawing import picture_file
     from imprompt.evaluation.metrics.table import metrics_named
@@ -188,8 +192,10 @@ def _notes(protocol: "Protocol", items: "Sequence[Item]", output: Path) -> Itera
     files = [picture_file(output, item) for item in items if item.arm != "copy"]
     if num_there := sum(file.is_file() for file in files):
         yield f"{num_there} of {len(files)} pictures are in '{output}' already"
-
-    for metric in metrics_named(protocol.metrics):
+    metrics = metrics_named(protocol.metrics)
+    if unasked := sorted(judges.keys() - {metric.judge for metric in metrics}):
+        yield f"no metric asks the judge {', '.join(unasked)}; --metrics has {','.join(protocol.metrics)}"
+    for metric in metrics:
         if metric.kind == "group" and protocol.num_seeds < metric.floor:
             yield f"{metric.name} is left out: it wants --num-seeds {metric.floor} or more"
     cases = dict.fromkeys(item.case for item in items)

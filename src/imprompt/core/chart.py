@@ -1,5 +1,6 @@
 """Line charts: a few curves over one axis, drawn with Pillow alone."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,10 +105,11 @@ def _axes(
     chart = Image.new("RGB", (plane.width, plane.height), _PAPER)
     draw, font = ImageDraw.Draw(chart), _font()
     (left, right), (low, high) = plane.across, plane.up
+    digits = max(2, math.ceil(-math.log10((high - low) / 4)))  # so that no two rules are told alike
     for part in range(5):
         value = low + (high - low) * part / 4
         draw.line([plane.at(left, value), plane.at(right, value)], _RULE)
-        draw.text((_MARGIN - 6, plane.at(left, value)[1]), f"{value:.2f}", _INK, font, anchor="rm")
+        draw.text((_MARGIN - 6, plane.at(left, value)[1]), f"{value:.{digits}f}", _INK, font, anchor="rm")
     for place, words in ticks:
         draw.text((plane.at(place, low)[0], plane.height - _MARGIN + 8), words, _INK, font, anchor="mt")
     draw.text((plane.width // 2, plane.height - 8), x_label, _INK, font, anchor="mb")

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ def draw(
 ) -> int:
     """Draw what is missing.
 
-    A picture depends on its prompt, reference, scale and seed alone; batches show in rounding at most.
+    A picture depends on its prompt, reference, scale and seed alone; batches show in rounding at most. The text alone
+    has no reference: subjects that are told the same share its pictures, each as a file of its own.
 
     Args:
         pipe: a pipeline, in evaluation as in use.
@@ -74,16 +75,28 @@ def draw(
     """
     wanted = [item for item in items if item.arm != "copy"]
     missing = [item for item in wanted if not is_drawn(folder, item)]
-    for start in range(0, len(missing), batch_size):
+    groups = _drawn_alike(missing)
+    num_there = len(wanted) - len(missing)
+    for start in range(0, len(groups), batch_size):
         if progress is not None:
-            progress(len(wanted) - len(missing) + start, len(wanted))
-        batch = missing[start : start + batch_size]
-        results = generate(pipe, attachment, [request_of(item, protocol) for item in batch], batch_size=batch_size)
-        for item, result in zip(batch, results, strict=True):
-            save_png(result.images[0], picture_file(folder, item), result.provenance_of(0))
+            progress(num_there, len(wanted))
+        batch = groups[start : start + batch_size]
+        requests = [request_of(first, protocol) for first, *_ in batch]
+        for members, result in zip(batch, generate(pipe, attachment, requests, batch_size=batch_size), strict=True):
+            for item in members:
+                save_png(result.images[0], picture_file(folder, item), result.provenance_of(0))
+            num_there += len(members)
     if progress is not None:
         progress(len(wanted), len(wanted))
-    return len(missing)
+    return len(groups)
+
+
+def _drawn_alike(items: Sequence[Item]) -> list[list[Item]]:
+    """Items whose pictures are the same: those of the text alone with one prompt and seed."""
+    groups: dict[Hashable, list[Item]] = {}
+    for item in items:
+        groups.setdefault((item.prompt, item.seed) if item.arm == "text" else item.key, []).append(item)
+    return list(groups.values())
 
 
 def request_of(item: Item, protocol: Protocol) -> Request:
@@ -107,28 +120,66 @@ def claim(folder: Path, protocol: Protocol, models: Mapping[str, Any], cases: Se
     Raises:
         EvaluationError: the folder holds pictures of other models, settings or references.
     """
-    settings = {name: value for name, value in asdict(protocol).items() if name in _DECIDES}
     references = {_told(path): sha256_file(path) for case in cases for path in case.references}
-    file = folder / RUN
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    said = json.loads(json.dumps({"models": models, "settings": settings}))
-    known_settings = before.get("settings", said["settings"])
-    changed = [
-        f"{'protocol' if name == 'name' else name} ({known_settings.get(name)} there, {value} now)"
-        for name, value in said["settings"].items()
-        if known_settings.get(name) != value
-    ]
+    before = _read_claim(folder)
+    said = json.loads(json.dumps({"models": models, "settings": _settings(protocol)}))
+    changed = _changed_settings(before, protocol)
     changed += ["models"] if before.get("models", said["models"]) != said["models"] else []
     known: dict[str, str] = before.get("references", {})
     if any(known.get(name, value) != value for name, value in references.items()):
         changed.append("references")
+    _refuse(folder, changed)
+    with atomic_write(folder / RUN) as temporary:
+        content = {**said, "references": {**known, **references}}
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def check_settings(folder: Path, protocol: Protocol) -> None:
+    """Refuse settings other than those of the pictures that are there, before any model is loaded.
+
+    Raises:
+        EvaluationError: they are others.
+    """
+    _refuse(folder, _changed_settings(_read_claim(folder), protocol))
+
+
+def check_references(folder: Path, cases: Sequence[Case]) -> None:
+    """Open every reference that the run does not know yet.
+
+    Raises:
+        ImageError: one is no picture.
+    """
+    known = _read_claim(folder).get("references", {})
+    for path in dict.fromkeys(path for case in cases for path in case.references):
+        if _told(path) not in known:
+            load_image(path)
+
+
+def _read_claim(folder: Path) -> dict[str, Any]:
+    file = folder / RUN
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _settings(protocol: Protocol) -> dict[str, Any]:
+    return {name: value for name, value in asdict(protocol).items() if name in _DECIDES}
+
+
+def _changed_settings(before: Mapping[str, Any], protocol: Protocol) -> list[str]:
+    """Settings that are not those of the run's folder, in words."""
+    now = _settings(protocol)
+    known = before.get("settings", now)
+    return [
+        f"{'protocol' if name == 'name' else name} ({known.get(name)} there, {value} now)"
+        for name, value in now.items()
+        if known.get(name) != value
+    ]
+
+
+def _refuse(folder: Path, changed: Sequence[str]) -> None:
     if changed:
         raise EvaluationError(
             f"'{folder}' holds pictures of other {' and '.join(changed)}; give another --output, or remove it"
         )
-    with atomic_write(file) as temporary:
-        content = {**said, "references": {**known, **references}}
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 _DECIDES = ("name", "layout", "steps", "guidance_scale", "scheduler", "negative_prompt")

@@ -64,9 +64,10 @@ def write_report(results: Results, references: dict[tuple[str, str], Path], fold
 def _settings(results: Results) -> str:
     said = results.protocol
     scales = ", ".join(f"{scale:g}" for scale in said["scales"])
+    texts = f", texts {'; '.join(said['prompts'])}" if said["prompts"] else ""
     return (
         f"{said['steps']} steps, guidance {said['guidance_scale']:g}, sampler {said['scheduler'] or 'of the base'}, "
-        f"seeds {said['seed']} to {said['seed'] + said['num_seeds'] - 1}, weights {scales}."
+        f"seeds {said['seed']} to {said['seed'] + said['num_seeds'] - 1}, weights {scales}{texts}."
     )
 
 
@@ -85,9 +86,19 @@ def _summary(results: Results) -> str:
     note = (
         "Mean and 95 % interval by the bootstrap over subjects, then prompts, then seeds; of a distance between sets "
         "by the jackknife over subjects, and at n pictures; a single subject has none. "
-        f"{num_drawn} pictures drawn, of {len({row.subject for row in results.rows})} subjects."
+        f"{num_drawn} pictures, of {len({row.subject for row in results.rows})} subjects.{_told_alone(results)}"
     )
     return f"<h2>Summary</h2>{_table(summary_table(results))}<p class=small>{_text(note)}</p>"
+
+
+def _told_alone(results: Results) -> str:
+    """What the text alone is told where that is not what the adapter is told, in a sentence."""
+    texts = [row.prompt for row in results.rows if row.arm == "text"]
+    if not texts or any(row.prompt for row in results.rows if row.arm == "adapter"):
+        return ""
+    silent = texts.count("")
+    nothing = f", and in {silent} of {len(texts)} pictures nothing, for want of a caption" if silent else ""
+    return f" The adapter is told nothing beside its image; the text alone is told the caption{nothing}."
 
 
 def _cell(results: Results, name: str, series: Series) -> str:

@@ -266,9 +266,11 @@ def _check_same_prompts(first: Results, second: Results) -> None:
     for row in second.rows:
         other = asked.get((row.arm, *row.place[:2]), (row.prompt, row.reference))
         if other != (row.prompt, row.reference):
+            who = "the text alone" if row.arm == "text" else f"the {row.arm}"
             raise EvaluationError(
-                f"{row.subject} {row.prompt_name} is {other[0]!r} with {other[1]!r} in the first and {row.prompt!r} "
-                f"with {row.reference!r} in the second; evaluate both with the same prompts and references"
+                f"of {row.subject} {row.prompt_name}, {who} is told {other[0]!r} with {other[1]!r} in the first and "
+                f"{row.prompt!r} with {row.reference!r} in the second; evaluate both with the same prompts, captions "
+                "and references"
             )
 
 

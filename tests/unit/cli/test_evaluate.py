@@ -60,7 +60,8 @@ def test_a_folder_is_drawn_measured_and_shown(evaluate, tmp_path):
     assert len(table) == 2 + 4 and {line.count("|") for line in table} == {5 + 2 + 2}  # two of CLIP-T
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Over the weight" in page and "CLIP-I against CLIP-T" in page and "http" not in page
-    assert "12 pictures drawn, of 2 subjects." in page and "References by hash (2): run.json." in page
+    assert "12 pictures, of 2 subjects. The adapter is told nothing beside its image; the text alone is told" in page
+    assert "References by hash (2): run.json." in page
     assert page.count("data:image/png;base64,") == 2 + 2 * 3  # curves, and three sheets of each weight
 
 
@@ -117,6 +118,7 @@ def test_a_run_takes_no_pictures_of_another(evaluate, references):
     assert evaluate("-o", "run", metrics="near_copies")[0] == 0
     code, _, err = evaluate("-o", "run", "--guidance-scale", 2, metrics="near_copies")
     assert code == 1 and "pictures of other guidance_scale (3.0 there, 2.0 now)" in err
+    assert "already" not in err
     tiny.picture(seed=9).save(references / "subject-0.png")
     code, _, err = evaluate("-o", "run", metrics="near_copies")
     assert code == 1 and "pictures of other references" in err
@@ -137,6 +139,7 @@ def test_a_reference_that_cannot_be_read_is_told_in_a_sentence(evaluate, referen
     (references / "subject-1.png").write_bytes(whole[: len(whole) // 2])
     code, _, err = evaluate(metrics="near_copies")
     assert code == 1 and "subject-1.png" in err and "damaged or cut short" in err
+    assert not (references.parent / "evaluation").exists()  # told before anything is drawn
     assert "Traceback" not in err
 
 
@@ -153,6 +156,24 @@ def test_pictures_without_a_caption_have_no_likeness_to_one_and_are_counted(eval
     assert [line for line in out.splitlines() if line.startswith("adapter")][0].count("– · 4 without") == 3
     summary = json.loads(Path("silent/results.json").read_text())["summary"]
     assert {(row["mean"], row["num_unmeasured"]) for row in summary if row["arm"] == "adapter"} == {(None, 4)}
+
+
+def test_the_text_alone_is_drawn_once_for_subjects_that_are_told_the_same(evaluate, tmp_path, monkeypatch):
+    asked, generate = [], drawing.generate
+    monkeypatch.setattr(drawing, "generate", lambda *said, **more: asked.extend(said[2]) or generate(*said, **more))
+    code, _, err = evaluate("--prompt", "in the snow", "-o", "run", metrics="near_copies")
+    assert code == 0, err
+    assert [len(request.image_prompts) for request in asked] == [1] * 4 + [0] * 2  # two subjects, two seeds
+    alone = [
+        load_image(tmp_path / "run" / row.file) for row in read_results(tmp_path / "run").rows if row.arm == "text"
+    ]
+    assert [alone[0].tobytes(), alone[1].tobytes()] == [each.tobytes() for each in alone[2:]]
+    assert "texts in the snow." in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_judge_that_no_metric_asks_is_named(evaluate, clip):
+    code, _, err = evaluate("--judge", f"dino={clip}", metrics="clip_i")
+    assert code == 0 and "no metric asks the judge dino; --metrics has clip_i" in err
 
 
 def test_a_judge_that_reads_no_texts_is_told_before_anything_is_drawn(embedded, evaluate, tmp_path):
