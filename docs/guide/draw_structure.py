@@ -126,7 +126,7 @@ def main() -> None:
     rows = table()
     sheet = contact_sheet(list(rows.values()), row_labels=list(rows), cell=96, gap=6)
     with atomic_write(TARGET) as temporary:
-        sheet.quantize(96).save(temporary, format="PNG", optimize=True)
+        sheet.quantize(88).save(temporary, format="PNG", optimize=True)
 
 
 if __name__ == "__main__":
