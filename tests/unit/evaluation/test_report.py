@@ -15,6 +15,7 @@ from imprompt.evaluation.report import NUM_SHOWN, shown, summary_table, write_re
 from imprompt.evaluation.results import Results, Row
 
 PROTOCOL = {
+    "prompts": (),
     "name": "sweep", "title": "A sweep", "steps": 20, "guidance_scale": 3.0, "scheduler": None, "num_seeds": 2,
     "seed": 7, "scales": [0.2, 1.0],
 }  # fmt: skip
